@@ -1,0 +1,167 @@
+"""Checkpoints: MXNet's old pair of files, and beside it a description of what the network is and expects.
+
+PREFIX-symbol.json and PREFIX-0000.params are what `mx.model.load_checkpoint(PREFIX, 0)` reads, so the authors' own
+evaluation code can use them too. PREFIX.json is ours; the authors' checkpoint has none.
+"""
+
+import json
+from pathlib import Path
+
+from cgd import model
+from cgd.environment import mx, versions
+from cgd.errors import InputError
+from cgd.files import replacing
+
+# What the released checkpoint expects, where a description does not say: the authors' evaluation code.
+RELEASED = {
+    "config": "MG",
+    "dim": 1536,
+    "backbone": "resnet50_v1",
+    "combine": "concat",
+    "gem_p": 3.0,
+    "learn_p": False,
+    "dense_bias": True,
+    "keep_stride": False,
+    "image_width": 224,
+    "image_height": 224,
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "cropped": True,
+    "dataset": "cub200",
+}
+
+
+class Checkpoint:
+    """A checkpoint, read and checked.
+
+    symbol : the graph, with one input, "data"
+    arg_params, aux_params : {name: NDArray}, just the graph's
+    description : dict; RELEASED, overlaid by PREFIX.json where there is one
+    """
+
+    def __init__(self, prefix):
+        """Raises InputError for files that are missing, unreadable, or do not fit one another."""
+        self.prefix = str(prefix)
+        self.symbol = _read_symbol(self.prefix + "-symbol.json")
+        self.arg_params, self.aux_params = _read_params(self.prefix + "-0000.params")
+        self.description = dict(RELEASED, **_read_description(self.prefix + ".json"))
+        self._check()
+
+    def _check(self):
+        arguments = set(self.symbol.list_arguments())
+        if "data" not in arguments:
+            raise InputError("{}-symbol.json: expected a graph with the input 'data'".format(self.prefix))
+        file = self.prefix + "-0000.params"
+        states = set(self.symbol.list_auxiliary_states())
+        model.check_names((arguments - {"data"}) | states, set(self.arg_params) | set(self.aux_params), file)
+        height, width = self.description["image_height"], self.description["image_width"]
+        arg_shapes, _, aux_shapes = self.symbol.infer_shape_partial(data=(1, 3, height, width))
+        expected = dict(zip(self.symbol.list_arguments(), arg_shapes))
+        expected.update(zip(self.symbol.list_auxiliary_states(), aux_shapes))
+        for name, value in dict(self.arg_params, **self.aux_params).items():
+            if expected[name] and expected[name] != value.shape:
+                raise InputError("{}: {} has shape {}, expected {}".format(file, name, value.shape, expected[name]))
+
+    def graph(self, ctx):
+        """The network as the graph says it: a block, images (N, 3, H, W) -> embedding (N, dim)."""
+        block = mx.gluon.SymbolBlock(self.symbol, mx.sym.var("data", dtype="float32"))
+        values = dict(self.arg_params, **self.aux_params)
+        for name, parameter in block.collect_params().items():
+            parameter._load_init(values[name], ctx)
+        block.hybridize(static_alloc=True, static_shape=True)
+        return block
+
+    def load_into(self, net):
+        """Sets the parameters of a `model.CGD`, by name; its classifier, which no checkpoint holds, stays as it is.
+
+        Raises InputError that names what is missing, left over or of another shape.
+        """
+        parameters = {
+            name: parameter
+            for name, parameter in net.collect_params().items()
+            if not name.startswith(model.CLASSIFIER_PREFIX)
+        }
+        model.set_parameters(parameters, dict(self.arg_params, **self.aux_params), self.prefix + "-0000.params")
+
+    def network(self, classes=None):
+        """The `model.CGD` that the description tells of, with this checkpoint's parameters."""
+        options = {name: self.description[name] for name in model.CGD().options}
+        net = model.CGD(classes=classes, **options)
+        self.load_into(net)
+        return net
+
+
+def save(net, prefix, description):
+    """Writes the embedding part of a `model.CGD` that has seen a picture, and its description.
+
+    `description` is a dict of what JSON can hold; the network's options and the versions are added to it.
+    """
+    values = {name: parameter.data(parameter.list_ctx()[0]) for name, parameter in net.collect_params().items()}
+    symbol = _graph_of(net.options, {name: value.shape for name, value in values.items()})
+    params = {"arg:" + name: values[name] for name in symbol.list_arguments() if name != "data"}
+    params.update({"aux:" + name: values[name] for name in symbol.list_auxiliary_states()})
+    description = dict(net.options, **description)
+    description["versions"] = versions()
+    with replacing(prefix + "-symbol.json") as part:
+        symbol.save(str(part))
+    with replacing(prefix + "-0000.params") as part:
+        mx.nd.save(str(part), params)
+    with replacing(prefix + ".json") as part:
+        part.write_text(json.dumps(description, indent=1) + "\n")
+
+
+def _graph_of(options, shapes):
+    """The graph of a network without its classifier.
+
+    Drawn from a network of its own, for Gluon keeps the variables of one that has run, made before it knew the shapes.
+    """
+    net = model.CGD(**options)
+    for name, parameter in net.collect_params().items():
+        parameter.shape = shapes[name]
+    return net(mx.sym.var("data"))
+
+
+def _read_symbol(file):
+    _must_exist(file)
+    try:
+        return mx.sym.load(file)
+    except mx.base.MXNetError:
+        raise InputError("{}: not a graph that MXNet can read".format(file))
+
+
+def _read_params(file):
+    _must_exist(file)
+    try:
+        return _split(mx.nd.load(file))
+    except (mx.base.MXNetError, ValueError):
+        raise InputError("{}: not a parameter file that MXNet can read; is it whole?".format(file))
+
+
+def _split(params):
+    """{"arg:NAME": value, "aux:NAME": value} -> ({NAME: value}, {NAME: value})."""
+    if not isinstance(params, dict) or any(name[:4] not in ("arg:", "aux:") for name in params):
+        raise ValueError("expected names that start with arg: or aux:")
+    by_kind = [{name[4:]: value for name, value in params.items() if name[:4] == kind} for kind in ("arg:", "aux:")]
+    return by_kind[0], by_kind[1]
+
+
+def _read_description(file):
+    if not Path(file).exists():
+        return {}
+    try:
+        description = json.loads(Path(file).read_text())
+    except ValueError as error:
+        raise InputError("{}: not JSON ({})".format(file, error))
+    if not isinstance(description, dict):
+        raise InputError("{}: expected a JSON object".format(file))
+    return description
+
+
+def _must_exist(file):
+    if Path(file).is_file():
+        return
+    prefix = file[: -len("-symbol.json")] if file.endswith("-symbol.json") else file[: -len("-0000.params")]
+    hint = "a checkpoint is named by what stands before -symbol.json"
+    if Path(prefix + ".tar.gz").exists():
+        hint = "unpack it first: tar zxf {0}.tar.gz -C {1}".format(prefix, Path(prefix).parent)
+    raise InputError("{}: no such file; {}".format(file, hint))

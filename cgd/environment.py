@@ -1,0 +1,140 @@
+"""MXNet, made importable on today's Pythons; its devices, threads and seeds.
+
+Every module takes MXNet from here (`from cgd.environment import mx`): what has to happen before that import happens in
+this file and nowhere else.
+"""
+
+import ctypes
+import importlib.util
+import os
+import random
+import re
+import sys
+from pathlib import Path
+
+from cgd import machine
+from cgd.errors import InputError, report
+
+# The CUDA 11 libraries that mxnet-cu112's libmxnet.so links to and does not carry, each with the wheel that has it.
+# In the order in which they need one another; cuDNN opens its parts by name once they are wanted.
+CUDA_LIBRARIES = {
+    "libcudart.so.11.0": "nvidia-cuda-runtime-cu11",
+    "libnvrtc.so.11.2": "nvidia-cuda-nvrtc-cu11",
+    "libnvToolsExt.so.1": "nvidia-nvtx-cu11",
+    "libcublasLt.so.11": "nvidia-cublas-cu11",
+    "libcublas.so.11": "nvidia-cublas-cu11",
+    "libcufft.so.10": "nvidia-cufft-cu11",
+    "libcurand.so.10": "nvidia-curand-cu11",
+    "libcusolver.so.11": "nvidia-cusolver-cu11",
+    "libnccl.so.2": "nvidia-nccl-cu11",
+    "libcudnn_ops_infer.so.8": "nvidia-cudnn-cu11",
+    "libcudnn_cnn_infer.so.8": "nvidia-cudnn-cu11",
+    "libcudnn_ops_train.so.8": "nvidia-cudnn-cu11",
+    "libcudnn_cnn_train.so.8": "nvidia-cudnn-cu11",
+    "libcudnn_adv_infer.so.8": "nvidia-cudnn-cu11",
+    "libcudnn_adv_train.so.8": "nvidia-cudnn-cu11",
+    "libcudnn.so.8": "nvidia-cudnn-cu11",
+}
+
+
+def _restore_numpy_names():
+    """MXNet 1.9.1 uses numpy.bool and its like, which numpy 1.24 took away."""
+    import numpy
+
+    for name, builtin in (("bool", bool), ("int", int), ("float", float), ("complex", complex), ("object", object)):
+        if name not in vars(numpy):
+            setattr(numpy, name, builtin)
+
+
+def _restore_distutils():
+    """MXNet 1.9.1 imports distutils, which Python 3.12 took away; setuptools brings it back when imported first."""
+    if sys.version_info >= (3, 12):
+        import setuptools  # noqa: F401
+
+
+def _use_all_cores():
+    """MXNet alone takes half of the cores, for it believes that two share one unit; it reads this when imported."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(machine.usable_cores()))
+
+
+def _load_cuda_wheels():
+    """Loads the CUDA libraries of the nvidia-*-cu11 wheels, for all to see, where libmxnet.so then finds them."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = [Path(folder) for folder in spec.submodule_search_locations] if spec else []
+    for library in CUDA_LIBRARIES:
+        for path in (path for folder in folders for path in folder.glob("*/lib/" + library)):
+            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+
+
+def _explain(error):
+    """One line for the dynamic linker's complaint: the wheel that is missing, or the build that fits this machine."""
+    missing = re.search(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object file", str(error))
+    if not missing:
+        return "MXNet cannot be loaded: {}".format(error)
+    library = missing.group(1)
+    if library == "libcuda.so.1":
+        return (
+            "this is MXNet's GPU build, and the machine has no NVIDIA driver (libcuda.so.1): install one, or replace "
+            "it by the CPU build: pip uninstall -y mxnet-cu112, then pip install -r requirements-cpu.txt"
+        )
+    if library in CUDA_LIBRARIES:
+        return "MXNet needs {}: pip install -r requirements.txt (the wheel {} has it)".format(
+            library, CUDA_LIBRARIES[library]
+        )
+    return "MXNet needs the system library {}, which this machine lacks".format(library)
+
+
+def _import_mxnet():
+    machine.check_python()
+    _restore_numpy_names()
+    _restore_distutils()
+    _use_all_cores()
+    _load_cuda_wheels()
+    try:
+        import mxnet
+    except OSError as error:
+        raise InputError(_explain(error))
+    return mxnet
+
+
+try:
+    mx = _import_mxnet()
+except InputError as error:  # the importing command has no `main` yet that could report it
+    sys.exit(report(error))
+
+
+def context(gpu):
+    """The device for `--gpu`: mx.gpu(gpu), or mx.cpu() for a negative number.
+
+    GPU 0, the default, falls back to the CPU with one line that says so where there is no GPU to use.
+    Raises InputError for another number without such a GPU, and for a GPU that MXNet has no code for.
+    """
+    if gpu < 0:
+        return mx.cpu()
+    built_with_cuda = mx.runtime.Features().is_enabled("CUDA")
+    capabilities = machine.gpu_capabilities(machine.open_driver()) if built_with_cuda else []
+    if gpu < len(capabilities):
+        if not machine.has_code_for(capabilities[gpu]):
+            raise InputError("--gpu {}: {}; --gpu -1 asks for the CPU".format(gpu, machine.no_code(capabilities[gpu])))
+        return mx.gpu(gpu)
+    found = "{} GPU(s) found".format(len(capabilities)) if built_with_cuda else "this is MXNet's CPU build"
+    if gpu > 0 or capabilities:
+        raise InputError("--gpu {}: {}; --gpu -1 asks for the CPU".format(gpu, found))
+    print("{}: running on the CPU ({} threads)".format(found, os.environ["OMP_NUM_THREADS"]), file=sys.stderr)
+    return mx.cpu()
+
+
+def seed_everything(seed):
+    """Seeds Python's, numpy's and MXNet's generators."""
+    import numpy
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    mx.random.seed(seed)
+
+
+def versions():
+    """Versions of what a result depends on, for a checkpoint's description."""
+    import numpy
+
+    return {"python": sys.version.split()[0], "mxnet": mx.__version__, "numpy": numpy.__version__}

@@ -1,0 +1,50 @@
+"""The two losses of CGD, on MXNet arrays, under `autograd.record`."""
+
+from cgd.environment import mx
+
+
+def distances(embeddings):
+    """Euclidean distances of all pairs: (N, D) -> (N, N).
+
+    The squared distance is clipped to [1e-12, 1e12] before the root (embedding-expansion): at 0 the root's gradient is
+    infinite, and where the clip acts no gradient flows.
+    """
+    squares = embeddings.square().sum(axis=1, keepdims=True)
+    products = mx.nd.dot(embeddings, embeddings, transpose_b=True)
+    return (squares + squares.T - 2 * products).clip(1e-12, 1e12).sqrt()
+
+
+def hardest(d, identities):
+    """The hardest positive and negative of every anchor.
+
+    d : (N, N) distances · identities : (N,)
+    -> positive, negative : (N,) indices: the farthest other image of the anchor's identity, the nearest of any other
+       usable : (N,) 1 where the anchor has both, else 0
+    """
+    same = mx.nd.broadcast_equal(identities.expand_dims(1), identities.expand_dims(0))
+    positives, negatives = same - mx.nd.eye(len(d), ctx=d.context), 1 - same
+    beyond = d.max() + 1  # an infinity times 0 would be NaN
+    positive = (d * positives - (1 - positives)).argmax(axis=1)
+    negative = (d * negatives + beyond * same).argmin(axis=1)
+    return positive, negative, positives.max(axis=1) * negatives.max(axis=1)
+
+
+def batch_hard_triplet(embeddings, identities, margin=0.1):
+    """Batch-hard triplet loss: (N, D), (N,) -> (1,).
+
+    The mean over the anchors of max(0, margin + d(anchor, hardest positive) - d(anchor, hardest negative)), with plain
+    Euclidean distances; an anchor without a positive or a negative in the batch counts as 0. The margin is the paper's.
+    """
+    d = distances(embeddings)
+    with mx.autograd.pause():
+        positive, negative, usable = hardest(d, identities)
+    return ((margin + d.pick(positive) - d.pick(negative)).relu() * usable).mean()
+
+
+def smoothed_softmax(logits, identities, temperature=0.5, smoothing=0.1):
+    """Cross-entropy of softmax(logits / temperature) with smoothed labels: (N, C), (N,) -> (1,), the mean.
+
+    The target of an image is 1 - smoothing + smoothing / C for its class and smoothing / C for each other one.
+    """
+    log_probability = (logits / temperature).log_softmax(axis=1)
+    return -((1 - smoothing) * log_probability.pick(identities) + smoothing * log_probability.mean(axis=1)).mean()

@@ -1,0 +1,278 @@
+"""The network: a Gluon backbone, global descriptors on its last map, and one embedding of them all.
+
+Sources are named as in README: "the released graph" is the `-symbol.json` of the authors' CUB200 model.
+"""
+
+from cgd.environment import mx
+from cgd.errors import InputError
+
+nn, vision, model_store = mx.gluon.nn, mx.gluon.model_zoo.vision, mx.gluon.model_zoo.model_store
+
+# The blocks that end the convolutional part of each network of Gluon's zoo.
+END_OF_FEATURE_MAP = (nn.GlobalAvgPool2D, nn.AvgPool2D, nn.Flatten, nn.Dense, nn.Dropout)
+
+# Prefixes of parameter names. The first two are the released graph's, so that its parameters load by name.
+RESNET_PREFIX, HEAD_PREFIX, CLASSIFIER_PREFIX = "resnetv10_", "faenet0_", "auxiliary0_"
+
+
+class SPoC(nn.HybridBlock):
+    """Sum pooling of convolutions, as a mean: (N, C, H, W) -> (N, C, 1, 1)."""
+
+    def hybrid_forward(self, F, x):
+        return _global_pool(F, x, "avg")
+
+
+class MAC(nn.HybridBlock):
+    """Maximum activation of convolutions: (N, C, H, W) -> (N, C, 1, 1)."""
+
+    def hybrid_forward(self, F, x):
+        return _global_pool(F, x, "max")
+
+
+class GeM(nn.HybridBlock):
+    """Generalised mean, (mean x^p)^(1/p) for each channel: (N, C, H, W) -> (N, C, 1, 1).
+
+    One scalar p for all channels, 3 at first. The released model keeps it (`lr_mult` 0); the paper allows learning it.
+    The map is clipped to [1e-6, 1e12] first: the power has no finite gradient at 0.
+    """
+
+    def __init__(self, p=3.0, learn_p=False, **kwargs):
+        super().__init__(**kwargs)
+        with self.name_scope():
+            self.p = self.params.get("p", shape=(1,), init=mx.init.Constant(p))
+        self.p.lr_mult = 1.0 if learn_p else 0.0
+        self.p.grad_req = "write" if learn_p else "null"
+
+    def hybrid_forward(self, F, x, p):
+        x = F.broadcast_power(F.clip(x, a_min=1e-6, a_max=1e12), p)
+        return F.broadcast_power(_global_pool(F, x, "avg"), 1.0 / p)
+
+
+def _global_pool(F, x, pool_type):
+    # The attributes are the released graph's; Gluon's own GlobalAvgPool2D of today adds another.
+    return F.Pooling(
+        x,
+        kernel=(1, 1),
+        stride=(1, 1),
+        pad=(0, 0),
+        global_pool=True,
+        pool_type=pool_type,
+        pooling_convention="full",
+    )
+
+
+class CGD(nn.HybridBlock):
+    """Combination of multiple global descriptors.
+
+    Each letter of `config` names a global descriptor of the backbone's last map: S (SPoC), M (MAC) or G (GeM). Each is
+    reduced by a Dense layer and L2-normalised; together, and normalised once more, they are the embedding.
+
+    images (N, 3, H, W), normalised -> embedding (N, dim), each row of length 1.
+    With `classes`, the training form: -> embedding (N, dim), logits (N, classes). The logits are those of the auxiliary
+    classifier, which sees the first letter's descriptor before its Dense layer.
+
+    Parameters
+    ----------
+    config : str
+        The descriptors in order, as in the paper: "MG", "SMG", ... No letter twice.
+    dim : int
+        Length of the embedding; with `combine="concat"` each branch has its equal share of it.
+    backbone : str
+        Any network of Gluon's model zoo.
+    classes : int, optional
+        Number of training classes: adds the auxiliary classifier.
+    combine : {"concat", "sum"}
+        "concat" joins the branches; "sum" adds branches of full length (the paper's Table 4).
+    gem_p, learn_p : float, bool
+        GeM's power and whether it is learned.
+    dense_bias : bool
+        Bias in the branches' Dense layers. The released graph has one; the author says there is none.
+    keep_stride : bool
+        Leave the stride of a ResNet's stage 4 as it is. By default it is removed, as in the released graph,
+        so that an input of 224 gives a map of 14 x 14. Other networks always stay as they are.
+
+    Raises InputError for an unknown configuration or backbone, and for a `dim` the branches cannot share.
+    """
+
+    def __init__(
+        self,
+        config="MG",
+        dim=1536,
+        backbone="resnet50_v1",
+        classes=None,
+        combine="concat",
+        gem_p=3.0,
+        learn_p=False,
+        dense_bias=True,
+        keep_stride=False,
+    ):
+        super().__init__(prefix=HEAD_PREFIX)
+        check_config(config, dim, combine)
+        # What it takes to build this network again, for a checkpoint's description.
+        self.options = {
+            "config": config,
+            "dim": dim,
+            "backbone": backbone,
+            "combine": combine,
+            "gem_p": gem_p,
+            "learn_p": learn_p,
+            "dense_bias": dense_bias,
+            "keep_stride": keep_stride,
+        }
+        self.combine = combine
+        self.features = convolutions(backbone, keep_stride)
+        branch_dim = dim // len(config) if combine == "concat" else dim
+        self.descriptors = nn.HybridSequential(prefix="")
+        self.reductions = nn.HybridSequential(prefix="")
+        for letter in config:
+            with self.name_scope():
+                self.descriptors.add(_descriptor(letter, gem_p, learn_p))
+                self.reductions.add(_reduction(branch_dim, dense_bias))
+        self.classifier = _classifier(classes) if classes else None
+
+    def hybrid_forward(self, F, x):
+        x = self.features(x)
+        pooled = [descriptor(x) for descriptor in self.descriptors]
+        branches = [F.L2Normalization(reduce(vector), mode="instance") for reduce, vector in zip(self.reductions, pooled)]
+        embedding = F.L2Normalization(_combine(F, branches, self.combine), mode="instance")
+        return (embedding, self.classifier(pooled[0])) if self.classifier else embedding
+
+    def embed(self, x):
+        """The embedding alone, (N, dim), whether or not there is a classifier."""
+        return self(x)[0] if self.classifier else self(x)
+
+
+def check_config(config, dim, combine="concat"):
+    """Raises InputError unless `config` names descriptors, each once, that can share `dim`."""
+    if not config or set(config) - set("SMG") or len(set(config)) != len(config):
+        raise InputError("configuration {!r}: expected letters of S, M and G, each at most once".format(config))
+    if combine not in ("concat", "sum"):
+        raise InputError("combine {!r}: expected 'concat' or 'sum'".format(combine))
+    if dim < 1 or (combine == "concat" and dim % len(config)):
+        raise InputError("dim {}: expected a positive multiple of {} for {!r}".format(dim, len(config), config))
+
+
+def _combine(F, branches, combine):
+    if len(branches) == 1:
+        return branches[0]
+    return F.concat(*branches) if combine == "concat" else F.add_n(*branches)
+
+
+def _descriptor(letter, gem_p, learn_p):
+    if letter == "G":
+        return GeM(gem_p, learn_p, prefix="gem0_")
+    return SPoC(prefix="") if letter == "S" else MAC(prefix="")
+
+
+def _reduction(dim, bias):
+    xavier = mx.init.Xavier(rnd_type="uniform", factor_type="avg", magnitude=2)
+    return nn.Dense(dim, use_bias=bias, weight_initializer=xavier)
+
+
+def _classifier(classes):
+    block = nn.HybridSequential(prefix=CLASSIFIER_PREFIX)
+    with block.name_scope():
+        block.add(nn.BatchNorm(), nn.Dense(classes))
+    return block
+
+
+def convolutions(name, keep_stride=False):
+    """The part of a network of Gluon's zoo that makes its last map: (N, 3, H, W) -> (N, C, h, w).
+
+    A ResNet loses the stride of its stage 4, unless `keep_stride`. Raises InputError for an unknown name.
+    """
+    try:
+        # A fixed prefix: Gluon's own one counts the networks built so far, and parameters would not load by name.
+        zoo = vision.get_model(name, prefix=RESNET_PREFIX if name.startswith("resnet") else "backbone0_")
+    except ValueError as error:
+        raise InputError("backbone {!r}: {}".format(name, str(error).replace("\n", " ").replace("\t", " ")))
+    features = nn.HybridSequential(prefix=zoo.features.prefix)
+    for block in zoo.features:
+        if isinstance(block, END_OF_FEATURE_MAP):
+            break
+        features.add(block)
+    if name.startswith("resnet") and not keep_stride:
+        _remove_last_stride(features)
+    return features
+
+
+def _remove_last_stride(features):
+    """Stride 1 in the first block of a ResNet's last stage, in its main path and in its shortcut."""
+    stages = [block for block in features if isinstance(block, nn.HybridSequential)]
+    strided = [conv for conv in _children(stages[-1][0], nn.Conv2D) if conv._kwargs["stride"] == (2, 2)]
+    for conv in strided:
+        conv._kwargs["stride"] = (1, 1)  # Gluon's zoo has no argument for it
+
+
+def load_backbone(features, file):
+    """Sets the parameters of `features` from a parameter file of the whole network, or of its features alone.
+
+    Understands the names of Gluon's `save_parameters` ("features.0.weight", "0.weight") and the older ones with a
+    network's prefix ("resnetv10_conv0_weight"). The zoo's classifier, "output", is left out.
+    Raises InputError that names what is missing, left over or of another shape.
+    """
+    try:
+        loaded = mx.nd.load(str(file))
+    except (mx.base.MXNetError, OSError) as error:
+        raise InputError("{}: not a readable parameter file ({})".format(file, str(error).strip().splitlines()[-1]))
+    if not isinstance(loaded, dict):
+        raise InputError("{}: expected named parameters".format(file))
+    if any("." in name for name in loaded):
+        parameters = features._collect_params_with_prefix()
+        loaded = {name[len("features.") :] if name.startswith("features.") else name: loaded[name] for name in loaded}
+        ends = {str(position) for position in range(len(features), 1000)} | {"output"}
+        loaded = {name: value for name, value in loaded.items() if name.split(".")[0] not in ends}
+    else:
+        parameters = dict(features.collect_params().items())
+        loaded = {name: value for name, value in loaded.items() if "_dense" not in name}
+    set_parameters(parameters, loaded, file)
+
+
+def zoo_file(backbone):
+    """The file with the zoo's ImageNet weights, downloaded when it is not there yet (~/.mxnet/models).
+
+    Raises InputError, which names the ways out, when there is none or it cannot be had.
+    """
+    ways_out = "give --backbone-params FILE, or --from-scratch to do without"
+    try:
+        return model_store.get_model_file(backbone)
+    except ValueError as error:
+        raise InputError("no ImageNet weights for {}: {}; {}".format(backbone, error, ways_out))
+    except Exception as error:  # requests and urllib3 have a class for each way a download fails
+        raise InputError(
+            "the ImageNet weights of {} could not be downloaded ({}); {}, or set MXNET_GLUON_REPO to a mirror".format(
+                backbone, type(error).__name__, ways_out
+            )
+        )
+
+
+def set_parameters(parameters, values, source):
+    """Sets each of `parameters` ({name: Parameter}) from `values` ({name: NDArray}), all or nothing.
+
+    Raises InputError that names what is missing, left over or of another shape; `source` is the file it speaks of.
+    """
+    check_names(set(parameters), set(values), source)
+    for name, parameter in parameters.items():
+        expected, shape = parameter.shape, values[name].shape
+        # 0 stands for a size that is known only once a picture has gone through
+        if expected and (len(expected) != len(shape) or any(e not in (0, n) for e, n in zip(expected, shape))):
+            raise InputError("{}: {} has shape {}, expected {}".format(source, name, shape, expected))
+    for name, parameter in parameters.items():
+        parameter.shape = values[name].shape
+        if parameter._data is None:
+            parameter.initialize()
+        parameter.set_data(values[name])
+
+
+def check_names(expected, found, source):
+    """Raises InputError that names the parameters missing from `found` and those that nobody expects."""
+    for names, trouble in ((expected - found, "lacks"), (found - expected, "has unknown")):
+        if names:
+            some = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+            raise InputError("{} {} {} parameter(s): {}".format(source, trouble, len(names), some))
+
+
+def _children(block, kind):
+    """All blocks of a kind inside a block, in order."""
+    found = [block] if isinstance(block, kind) else []
+    return sum((_children(child, kind) for child in block._children.values()), found)

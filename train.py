@@ -1,0 +1,106 @@
+"""Trains CGD: the ranking loss on the embedding plus the classification loss of its first descriptor.
+
+    python train.py --dataset demo --from-scratch --gpu -1
+    python train.py --dataset cub200 --config MG
+
+A data set's recipe (cgd/recipes.py) gives the default of every number; a flag overrides it. The run goes into a folder
+of its own: log.jsonl, arguments.json, and the checkpoints `best` (by R@1 on the test half) and `last`, for test.py.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from cgd import datasets, environment, errors, machine, recipes, trainer
+from cgd.errors import InputError
+from cgd.files import replacing
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description="Train CGD.")
+    add = parser.add_argument
+    add("--dataset", choices=list(recipes.RECIPES), default="cub200", help="data set and recipe (default: cub200)")
+    add("--data-dir", help="folder of the data set (default: ./data/CUB_200_2011, ./data/demo)")
+    add("--train-txt", metavar="FILE", help="list of training images, instead of the data set's own annotation files")
+    add("--test-txt", metavar="FILE", help="list of test images")
+    add("--bbox-txt", metavar="FILE", help="bounding boxes of the listed images")
+    add("--uncropped", action="store_true", help="whole pictures, not their bounding boxes")
+    add("--backbone-params", metavar="FILE", help="ImageNet weights (default: Gluon's model zoo)")
+    add("--from-scratch", action="store_true", help="random weights")
+    add("--seed", type=int, default=0, help="of the weights, the batches and the augmentation (default: 0)")
+    add("--gpu", type=int, default=0, help="number of the GPU; -1 for the CPU (default: 0)")
+    add("--num-workers", type=int, default=machine.usable_cores(), help="processes that decode (default: one a core)")
+    add("--save-every", type=int, default=0, help="iterations between saves of `last` (default: 0, at the end only)")
+    add("--output-dir", help="the run's folder (default: the next free runs/DATASET-CONFIG-N)")
+    group = parser.add_argument_group("the recipe")
+    for name, text in recipes.flags():
+        metavar = name.rsplit("_", 1)[-1].upper()
+        group.add_argument(
+            "--" + name.replace("_", "-"), metavar=metavar, help="{} ({})".format(text, recipes.defaults_of(name))
+        )
+    return parser.parse_args()
+
+
+def recipe_of(options):
+    """The data set's recipe, with the flags that were given put in."""
+    recipe = recipes.RECIPES[options.dataset]
+    for name, _ in recipes.flags():
+        text = getattr(options, name)
+        if text is None:
+            continue
+        try:
+            recipe = replace(recipe, **{name: recipes.parse(name, text)})
+        except ValueError:
+            raise InputError("--{} {}: not a number".format(name.replace("_", "-"), text))
+    return recipe
+
+
+def run_folder(options, recipe):
+    """A new folder for the run. Raises InputError when the one that was asked for holds a run already."""
+    if options.output_dir:
+        folder = Path(options.output_dir)
+    else:
+        names = (Path("runs/{}-{}-{}".format(options.dataset, recipe.config, n)) for n in range(1, 10**6))
+        folder = next(name for name in names if not name.exists())
+    if (folder / "log.jsonl").exists():
+        raise InputError("--output-dir {}: holds a run already; choose another".format(folder))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("--output-dir {}: {}".format(folder, error.strerror))
+    with replacing(folder / "arguments.json") as part:
+        record = dict(command=sys.argv, recipe=asdict(recipe), versions=environment.versions())
+        part.write_text(json.dumps(record, indent=1) + "\n")
+    return folder
+
+
+def main():
+    options = arguments()
+    recipe = recipe_of(options)
+    dataset = datasets.load(
+        options.dataset, options.data_dir, options.train_txt, options.test_txt, options.bbox_txt
+    )
+    if options.uncropped:
+        dataset = dataset._replace(
+            train=datasets.without_boxes(dataset.train), test=datasets.without_boxes(dataset.test)
+        )
+    print(datasets.statistics(dataset))
+    ctx = environment.context(options.gpu)
+    environment.seed_everything(options.seed)
+    net = trainer.build(recipe, dataset, ctx, options.backbone_params, options.from_scratch)
+    folder = run_folder(options, recipe)
+    print("run: {}".format(folder))
+
+    last, best, iteration = trainer.Trainer(
+        net, dataset, recipe, folder, ctx, options.seed, options.num_workers
+    ).run(options.save_every)
+    for name, recalls, number in (("last", last, recipe.iterations), ("best", best, iteration)):
+        text = "  ".join("R@{} {:.4f}".format(k, recall) for k, recall in zip(dataset.ranks, recalls))
+        print("{}: {}  (iteration {}, {}/{})".format(name, text, number, folder, name))
+    print("`best` is the best of several looks at the test half, and flatters; compare `last` with others.")
+
+
+if __name__ == "__main__":
+    errors.run(main)
