@@ -19,7 +19,9 @@ from cgd.errors import InputError
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description="Evaluate CGD.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description="Evaluate CGD.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     add = parser.add_argument
     add("--pretrained-model", required=True, metavar="PREFIX", help="what stands before -symbol.json")
     add("--dataset", choices=[*datasets.READERS, "lists"], help="the checkpoint's own by default, else cub200")
@@ -38,6 +40,8 @@ def arguments():
     add("--results", metavar="FILE.json", help="keep the figures")
     options = parser.parse_args()
     options.ranks = ranks(options.recallk)
+    if options.save_embeddings and not options.save_embeddings.endswith(".npz"):
+        raise InputError("--save-embeddings {}: expected a name that ends with .npz".format(options.save_embeddings))
     if options.batch_size < 1 or options.num_workers < 0:
         raise InputError("--batch-size and --num-workers: expected at least 1 and 0")
     return options
@@ -60,8 +64,9 @@ def test_records(dataset, options, description):
     cropped = records[0].box is not None
     if cropped != description["cropped"]:
         print(
-            "warning: this network was trained on {} pictures and is tested on {} ones; "
-            "expect a lower recall".format(*(("cropped", "whole") if description["cropped"] else ("whole", "cropped"))),
+            "warning: this network was trained on {} pictures and is tested on {} ones; expect a lower recall".format(
+                *(("cropped", "whole") if description["cropped"] else ("whole", "cropped"))
+            ),
             file=sys.stderr,
         )
     return records, cropped
@@ -106,10 +111,11 @@ def main():
 def save_embeddings(file, result, records):
     with files.replacing(file) as part:
         np.savez(
-            open(part, "wb"),  # a name would get an ending
+            str(part),
             embeddings=result.embeddings,
             identities=result.identities,
             image_ids=np.array([record.image_id for record in records]),
+            boxes=np.array([record.box or (0, 0, 0, 0) for record in records]),  # no width: the whole picture
             paths=np.array([str(record.path) for record in records]),
         )
 

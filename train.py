@@ -13,7 +13,8 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from cgd import datasets, environment, errors, machine, recipes, trainer
+from cgd import datasets, environment, errors, machine, model, recipes, trainer
+from cgd.checkpoints import Checkpoint
 from cgd.errors import InputError
 from cgd.files import replacing
 
@@ -29,6 +30,7 @@ def arguments():
     add("--uncropped", action="store_true", help="whole pictures, not their bounding boxes")
     add("--backbone-params", metavar="FILE", help="ImageNet weights (default: Gluon's model zoo)")
     add("--from-scratch", action="store_true", help="random weights")
+    add("--pretrained-model", metavar="PREFIX", help="train on from this checkpoint, its kind of network included")
     add("--seed", type=int, default=0, help="of the weights, the batches and the augmentation (default: 0)")
     add("--gpu", type=int, default=0, help="number of the GPU; -1 for the CPU (default: 0)")
     add("--num-workers", type=int, default=machine.usable_cores(), help="processes that decode (default: one a core)")
@@ -44,8 +46,12 @@ def arguments():
 
 
 def recipe_of(options):
-    """The data set's recipe, with the flags that were given put in."""
+    """The data set's recipe, with the network of the checkpoint to go on from, and the flags that were given."""
     recipe = recipes.RECIPES[options.dataset]
+    if options.pretrained_model:
+        description = Checkpoint(options.pretrained_model).description
+        network = ("config", "dim", "backbone", "combine", "gem_p")
+        recipe = replace(recipe, **{name: description[name] for name in network})
     for name, _ in recipes.flags():
         text = getattr(options, name)
         if text is None:
@@ -55,6 +61,14 @@ def recipe_of(options):
         except ValueError:
             raise InputError("--{} {}: not a number".format(name.replace("_", "-"), text))
     return recipe
+
+
+def load_weights(net, options, recipe):
+    """The weights to start from: a checkpoint's, random ones, or ImageNet's for the backbone."""
+    if options.pretrained_model:
+        Checkpoint(options.pretrained_model).load_into(net)
+    elif not options.from_scratch:
+        model.load_backbone(net.features, options.backbone_params or model.zoo_file(recipe.backbone))
 
 
 def run_folder(options, recipe):
@@ -79,9 +93,7 @@ def run_folder(options, recipe):
 def main():
     options = arguments()
     recipe = recipe_of(options)
-    dataset = datasets.load(
-        options.dataset, options.data_dir, options.train_txt, options.test_txt, options.bbox_txt
-    )
+    dataset = datasets.load(options.dataset, options.data_dir, options.train_txt, options.test_txt, options.bbox_txt)
     if options.uncropped:
         dataset = dataset._replace(
             train=datasets.without_boxes(dataset.train), test=datasets.without_boxes(dataset.test)
@@ -89,13 +101,14 @@ def main():
     print(datasets.statistics(dataset))
     ctx = environment.context(options.gpu)
     environment.seed_everything(options.seed)
-    net = trainer.build(recipe, dataset, ctx, options.backbone_params, options.from_scratch)
+    net = trainer.build(recipe, dataset, ctx)
+    load_weights(net, options, recipe)
     folder = run_folder(options, recipe)
     print("run: {}".format(folder))
 
-    last, best, iteration = trainer.Trainer(
-        net, dataset, recipe, folder, ctx, options.seed, options.num_workers
-    ).run(options.save_every)
+    last, best, iteration = trainer.Trainer(net, dataset, recipe, folder, ctx, options.seed, options.num_workers).run(
+        options.save_every
+    )
     for name, recalls, number in (("last", last, recipe.iterations), ("best", best, iteration)):
         text = "  ".join("R@{} {:.4f}".format(k, recall) for k, recall in zip(dataset.ranks, recalls))
         print("{}: {}  (iteration {}, {}/{})".format(name, text, number, folder, name))

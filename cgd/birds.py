@@ -6,13 +6,19 @@ a picture of the same kind can only be found by what makes the kind.
 
 Every polygon lives in the bird's own frame (x to the right, where it looks, y down, body length 1) until it is placed
 on the canvas.
+
+    python -m cgd.birds --data-dir ./data/demo
 """
 
+import argparse
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from cgd import errors
+from cgd.errors import InputError
 
 DRAWING = 1  # raise it whenever the pictures change: folders drawn by an older version are then refused
 
@@ -70,13 +76,13 @@ def draw_demo(folder, classes=100, images_per_class=24, seed=0, progress=iter):
 
     Writes images/<class>/<picture>.jpg (RGB, 128 to 168 pixels a side) and images.txt, image_class_labels.txt,
     classes.txt and bounding_boxes.txt (id, left, top, width, height in pixels); picture and class ids start at 1.
-    Returns the folder as a Path. Raises FileExistsError if `folder` holds anything else.
+    Returns the folder as a Path. Raises InputError if `folder` holds anything else.
     """
     folder = Path(folder)
-    made = "birds %d: classes=%d images_per_class=%d seed=%d\n" % (DRAWING, classes, images_per_class, seed)
+    made = "drawing {}: {} classes of {} pictures, seed {}\n".format(DRAWING, classes, images_per_class, seed)
     if folder.exists():
         if not (folder / "drawn.txt").is_file() or (folder / "drawn.txt").read_text() != made:
-            raise FileExistsError("%s exists and is not this demo (%s)" % (folder, made.strip()))
+            raise InputError("{} is there, and is not {}".format(folder, made.strip()))
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Drawn beside its place and renamed: an interrupted drawing leaves nothing that looks whole.
@@ -92,17 +98,17 @@ def _draw_classes(folder, classes, images_per_class, seed, progress):
     lists = {"images": [], "image_class_labels": [], "bounding_boxes": [], "classes": []}
     looks = [_look(np.random.RandomState([seed, label, 0])) for label in range(1, classes + 1)]
     for label in progress(range(1, classes + 1)):
-        name = "%03d.%s" % (label, looks[label - 1]["name"])
-        lists["classes"].append("%d %s" % (label, name))
+        name = "{:03d}.{}".format(label, looks[label - 1]["name"])
+        lists["classes"].append("{} {}".format(label, name))
         (folder / "images" / name).mkdir(parents=True)
         for index in range(1, images_per_class + 1):
             image, box = _picture(np.random.RandomState([seed, label, index]), looks, label - 1)
-            path = "%s/%s_%04d.jpg" % (name, name[4:], index)
+            path = "{}/{}_{:04d}.jpg".format(name, looks[label - 1]["name"], index)
             image.save(str(folder / "images" / path), quality=88)
             number = len(lists["images"]) + 1
-            lists["images"].append("%d %s" % (number, path))
-            lists["image_class_labels"].append("%d %d" % (number, label))
-            lists["bounding_boxes"].append("%d %.1f %.1f %.1f %.1f" % ((number,) + box))
+            lists["images"].append("{} {}".format(number, path))
+            lists["image_class_labels"].append("{} {}".format(number, label))
+            lists["bounding_boxes"].append("{} {:.1f} {:.1f} {:.1f} {:.1f}".format(number, *box))
     for name, lines in lists.items():
         (folder / (name + ".txt")).write_text("\n".join(lines) + "\n")
 
@@ -126,7 +132,7 @@ def _look(rng):
     look["mask"] = rng.rand() < 0.4
     look["tail_tip"] = rng.rand() < 0.5
     crown = "capped" if look["crest"] == "none" else "crested"
-    look["name"] = "%s_%s_%s_%s" % (parts["cap"], crown, parts["back"], family)
+    look["name"] = "_".join((parts["cap"], crown, parts["back"], family))
     return look
 
 
@@ -251,8 +257,8 @@ def _head(look, throat, nod):
     """Neck and head above the throat, a point (2,) of the trunk; the head nods by some degrees."""
     size = look["head"]
     centre = throat + (0.10, -0.55 * size - look["neck"])
-    neck = [throat + (-0.34, 0.02), throat + (0.02, 0.30), throat + (0.14, 0.02), centre + (0.9 * size, 0)]
-    neck = _rounded(neck + [centre - (0, size), centre - (0.9 * size, 0)])
+    neck = [throat + (-0.30, 0.02), throat + (0.02, 0.26), throat + (0.14, 0.02), centre + (0.8 * size, 0)]
+    neck = _rounded(neck + [centre - (0, size), centre - (0.8 * size, 0)])
     parts = _crest(look) + [(CIRCLE, look["hood"]), (CROWN * 0.98, look["cap"])]
     if look["mask"]:
         parts.append((_stroke((0.88, -0.02), (-0.72, -0.07), 0.38), look["mark"]))
@@ -351,12 +357,13 @@ def _foliage(rng, size, count, length):
 
 
 def _twigs(rng, size):
-    """Two thin twigs or stalks, anywhere, in front of all."""
+    """Two thin stalks in front of all, which hang into the picture or grow into it."""
     parts = []
     for _ in range(2):
-        start, stop = rng.uniform(0, 1, (2, 2)) * size
+        root, tip = rng.uniform(0, 1, (2, 2)) * size
+        root[1] = rng.choice((-5, size[1] + 5))
         hue = LEAVES[rng.randint(len(LEAVES))] * rng.uniform(0.6, 1.1, 3)
-        parts.append((_stroke(start, stop + 1, rng.uniform(1.0, 2.5)), hue))
+        parts.append((_stroke(root, tip, rng.uniform(1.0, 2.5)), hue))
     return parts
 
 
@@ -365,3 +372,13 @@ def _lit(image, rng):
     cast, gamma = rng.uniform(0.75, 1.25, 3), rng.uniform(0.75, 1.35)
     levels = np.linspace(0, 1, 256) ** gamma * cast[:, None] * 255
     return image.point(np.clip(levels, 0, 255).astype(int).ravel().tolist())
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Draw the demo data set; a whole one is kept as it is.")
+    parser.add_argument("--data-dir", default="./data/demo", help="where it is to be (default: ./data/demo)")
+    print(draw_demo(parser.parse_args().data_dir))
+
+
+if __name__ == "__main__":
+    errors.run(main)

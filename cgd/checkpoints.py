@@ -83,13 +83,6 @@ class Checkpoint:
         }
         model.set_parameters(parameters, dict(self.arg_params, **self.aux_params), self.prefix + "-0000.params")
 
-    def network(self, classes=None):
-        """The `model.CGD` that the description tells of, with this checkpoint's parameters."""
-        options = {name: self.description[name] for name in model.CGD().options}
-        net = model.CGD(classes=classes, **options)
-        self.load_into(net)
-        return net
-
 
 def save(net, prefix, description):
     """Writes the embedding part of a `model.CGD` that has seen a picture, and its description.

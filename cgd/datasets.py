@@ -6,6 +6,7 @@ A reader checks what it reads; whatever does not fit is an InputError that names
 from collections import namedtuple
 from pathlib import Path
 
+from cgd import birds
 from cgd.errors import InputError
 
 # path : Path of the picture · identity : int from 0, within its half of the data set
@@ -24,7 +25,10 @@ def cub200(folder):
 
 
 def demo(folder):
-    """The demo set (`python -m cgd.birds`), which has CUB's layout: the first half of its classes for training."""
+    """The demo set, drawn where it is missing, in CUB's layout: the first half of its classes is for training."""
+    if not Path(folder).exists():
+        print("drawing the demo set: {}".format(folder))
+        birds.draw_demo(folder)
     classes = len(_rows(Path(folder) / "classes.txt", 2))
     return _read_cub_layout("demo", folder, train_classes=classes // 2)
 

@@ -133,7 +133,9 @@ class CGD(nn.HybridBlock):
     def hybrid_forward(self, F, x):
         x = self.features(x)
         pooled = [descriptor(x) for descriptor in self.descriptors]
-        branches = [F.L2Normalization(reduce(vector), mode="instance") for reduce, vector in zip(self.reductions, pooled)]
+        branches = [
+            F.L2Normalization(reduce(vector), mode="instance") for reduce, vector in zip(self.reductions, pooled)
+        ]
         embedding = F.L2Normalization(_combine(F, branches, self.combine), mode="instance")
         return (embedding, self.classifier(pooled[0])) if self.classifier else embedding
 

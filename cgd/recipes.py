@@ -29,7 +29,9 @@ class Recipe:
     gem_p: float = number(3.0, "GeM's power, at first")
     image_width: int = number(224, "width of the network's input")
     image_height: int = number(224, "height of the network's input")
-    enlarge: float = number(1.125, "training pictures are resized to so many times the input's size, then cropped to it")
+    enlarge: float = number(
+        1.125, "training pictures are resized to so many times the input's size, then cropped to it"
+    )
     batch_size: int = number(128, "images a batch")
     images_per_identity: int = number(4, "images of each identity in a batch")
     iterations: int = number(1500, "batches to train on")

@@ -48,11 +48,218 @@ def recall_at_k(embeddings, labels, ks, gallery=None, gallery_labels=None, *, bl
         raise ValueError("block must be 1 or more, but is {}".format(block))
     if (gallery is None) != (gallery_labels is None):
         raise ValueError("gallery and gallery_labels go together: give both or neither")
-    x = y = _checked("embeddings", embeddings)
-    x_labels = y_labels = _checked_labels("labels", labels, x)
+    queries = items = _images("embeddings", embeddings, "labels", labels)
     if gallery is not None:
-        y = _checked("gallery", gallery, columns=x.shape[1])
-        y_labels = _checked_labels("gallery_labels", gallery_labels, y)
-    positive = _nearest_positive(x, x_labels, y, y_labels, block)
-    nearer = _count_nearer(x, x_labels, y, y_labels, positive, max(ks), block)
+        items = _images("gallery", gallery, "gallery_labels", gallery_labels)
+        _check_columns(queries.vectors, items.vectors)
+    positive = _nearest_positive(queries, items, block)
+    nearer = _count_nearer(queries, items, positive, max(ks), block)
     return [float(np.mean((positive > -np.inf) & (nearer < k))) for k in ks]
+
+
+def nearest(embeddings, k, gallery=None):
+    """The k nearest items of each query, nearest first, items at the very same distance in the order of their index.
+
+    embeddings: (N, D) array, the queries; taken as float32.
+    k: how many items: from 1 to M, or to N - 1 without a gallery.
+    gallery: (M, D) array, the items to search. Without it each query searches all the others, itself excluded by its
+        index.
+
+    Returns an (N, k) array of indices into the gallery, or into the embeddings. Distances are Euclidean and exact, as
+    in `recall_at_k`. A block of 256 x M values is held at a time.
+
+    Raises ValueError for empty input, k out of range, shapes that do not match, and vectors that are not finite in
+    float32.
+    """
+    x = _vectors("embeddings", embeddings)
+    y = x if gallery is None else _vectors("gallery", gallery)
+    _check_columns(x, y)
+    most = len(y) - (gallery is None)
+    if not 1 <= k <= most:
+        raise ValueError("k must be from 1 to {}, the number of items to search, but is {}".format(most, k))
+    a, b = _points(x, y)
+    columns = slice(0, len(y))
+    floor, found = np.empty(len(x)), np.empty((len(x), k), np.intp)
+    for rows in _slices(len(x), 256):
+        bound = _bound(a, rows, b, columns)
+        if gallery is None:
+            np.fill_diagonal(bound[:, rows], -np.inf)
+        # The k items with the greatest bounds are all closer than this, and so are the k nearest.
+        top = np.argpartition(bound, -k, axis=1)[:, -k:]
+        least = np.take_along_axis(bound, top, axis=1) - 2 * (a.slack[rows, None] + b.slack[top])
+        floor[rows] = least.min(axis=1)
+        i, j, _ = _reaching(bound, rows, columns, floor)
+        order = np.lexsort((j, -_exact(a, i, b, j), i))
+        first = np.searchsorted(i, np.arange(rows.start, rows.stop))  # of each query, before and after sorting
+        found[rows] = j[order][first[:, None] + np.arange(k)]
+    return found
+
+
+class _Images(NamedTuple):
+    vectors: np.ndarray  # (n, D) float32
+    labels: np.ndarray  # (n,) int64
+
+
+class _Points(NamedTuple):
+    given: np.ndarray  # (n, D) float32
+    scale: float  # a power of two
+    moved: np.ndarray  # (n, D) float32: the vectors around a common centre, scaled
+    offset: np.ndarray  # (n,) float32: half the squared norm of `moved`, less the slack
+    slack: np.ndarray  # (n,) float64
+
+
+def _nearest_positive(queries, items, block):
+    """(N,) closeness of each query to the nearest other item of its class, -inf where there is none."""
+    positive = np.full(len(queries.labels), -np.inf)
+    groups = _by_class(items.labels)
+    for label, members in _by_class(queries.labels).items():
+        if label in groups:
+            x = queries.vectors[members]
+            y = x if items is queries else items.vectors[groups[label]]
+            positive[members] = _best_closeness(*_points(x, y), block)
+    return positive
+
+
+def _best_closeness(a, b, block):
+    """(n,) closeness of each vector of a to the nearest of b, but to the nearest other one where b is a."""
+    best = np.full(len(a.given), -np.inf)
+    floor = best.copy()
+
+    def improve(i, j):
+        exact = _exact(a, i, b, j)
+        exact[(i == j) & (b is a)] = -np.inf
+        np.maximum.at(best, i, exact)
+        floor[i] = np.where(best[i] < 0, best[i], np.inf)  # nothing is nearer than at distance 0
+
+    for rows, columns, bound in _blocks(a, b, floor, block):
+        if b is a and rows == columns:
+            np.fill_diagonal(bound, -np.inf)
+        improve(np.arange(rows.start, rows.stop), columns.start + bound.argmax(axis=1))
+        improve(*_reaching(bound, rows, columns, floor)[:2])
+    return best / a.scale**2
+
+
+def _count_nearer(queries, items, positive, enough, block):
+    """(N,) number of items of other classes at most as far as the nearest positive; right up to `enough`."""
+    a, b = _points(queries.vectors, items.vectors)
+    positive = positive * a.scale**2
+    floor = np.where(positive > -np.inf, positive, np.inf)
+    nearer = np.zeros(len(positive), np.intp)
+    for rows, columns, bound in _blocks(a, b, floor, block):
+        i, j, value = _reaching(bound, rows, columns, floor)
+        other = queries.labels[i] != items.labels[j]
+        i, j, value = i[other], j[other], value[other]
+        sure = value - 2 * (a.slack[i] + b.slack[j]) >= positive[i]
+        nearer += np.bincount(i[sure], minlength=len(nearer))
+        i, j = i[~sure], j[~sure]
+        order = np.argsort(j, kind="stable")  # item by item: no query goes far beyond enough before another's turn
+        for part in _slices(len(order), _PAIRS):
+            part = order[part]
+            part = part[nearer[i[part]] < enough]
+            settled = _exact(a, i[part], b, j[part]) >= positive[i[part]]
+            np.add.at(nearer, i[part[settled]], 1)
+        floor[nearer >= enough] = np.inf
+    return nearer
+
+
+def _exact(a, i, b, j):
+    """(n,) float64 closeness of the pairs a[i], b[j]; the same two vectors give the same value anywhere."""
+    closeness = np.empty(len(i))
+    for part in _slices(len(i), _PAIRS):
+        difference = np.subtract(a.given[i[part]], b.given[j[part]], dtype=np.float64)
+        closeness[part] = -0.5 * a.scale**2 * np.square(difference, out=difference).sum(axis=1)
+    return closeness
+
+
+def _points(x, y):
+    """Make x and y ready for the float32 products, around the mean of y and scaled; one of them twice where y is x."""
+    centre = y.mean(axis=0, dtype=np.float64).astype(np.float32)  # equal vectors have it for their mean, exactly
+    scale = 2.0 ** -int(np.frexp(max(x.max(), -x.min(), y.max(), -y.min()))[1])  # to below 1: no product overflows
+    a = _around(centre, scale, x)
+    return a, (a if y is x else _around(centre, scale, y))
+
+
+def _around(centre, scale, given):
+    """Move the centre to the origin, scale, and find the slack of each vector.
+
+    Summed in any order, D float32 products are off by at most g |x| |y|, where g = D u / (1 - D u) and u = 2 ** -24
+    (Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1), and |x| |y| <= |x|^2 / 2 + |y|^2 / 2.
+    So the error of a pair is at most a sum of two parts, one for each vector. Rounding the vectors and taking away
+    their norms adds less than 10 u to g; 16 leaves room for the float64 values.
+    """
+    moved, half = np.empty(given.shape, np.float32), np.empty(len(given))
+    for rows in _slices(len(given), 1024):
+        exact = scale * np.subtract(given[rows], centre, dtype=np.float64)
+        moved[rows] = exact
+        half[rows] = 0.5 * np.square(exact, out=exact).sum(axis=1)
+    roundings = (given.shape[1] + 16) * 2.0**-24
+    # Numbers too small for float32 add a little more, but nothing to a vector that lies at the centre.
+    slack = roundings / (1 - roundings) * (half + 2.0**-90 * (half > 0))
+    return _Points(given, scale, moved, (half - slack).astype(np.float32), slack)
+
+
+def _bound(a, rows, b, columns):
+    """Float32 upper bounds of the closeness of the pairs, too high by at most 2 * (slack + slack)."""
+    bound = a.moved[rows] @ b.moved[columns].T
+    bound -= a.offset[rows, None]
+    bound -= b.offset[columns]
+    return bound
+
+
+def _blocks(a, b, floor, block):
+    """Yield (rows, columns, bound) for every block in which a row has a floor below inf; the caller raises the floors.
+
+    Where b is a, a block off the diagonal is computed once and yielded a second time the other way round.
+    """
+    for rows in _slices(len(a.given), block):
+        for columns in _slices(len(b.given), block, start=rows.start if b is a else 0):
+            mirrored = b is a and rows != columns and (floor[columns] < np.inf).any()
+            if mirrored or (floor[rows] < np.inf).any():
+                bound = _bound(a, rows, b, columns)
+                yield rows, columns, bound
+                if mirrored:
+                    yield columns, rows, bound.T
+
+
+def _reaching(bound, rows, columns, floor):
+    """(i, j, bound) of the pairs of a block whose bound is at or above the floor of its row."""
+    mask = bound >= np.nextafter(floor[rows].astype(np.float32), np.float32(-np.inf))[:, None]  # floor rounded down
+    order = "C" if mask.flags.c_contiguous else "F"  # as it lies in memory: a copy would cost more than the rest
+    i, j = np.unravel_index(np.flatnonzero(mask.ravel(order)), mask.shape, order)
+    return i + rows.start, j + columns.start, bound[i, j]
+
+
+def _by_class(labels):
+    """{label: indices of its images}"""
+    order = np.argsort(labels, kind="stable")
+    values, starts = np.unique(labels[order], return_index=True)
+    return dict(zip(values.tolist(), np.split(order, starts[1:])))
+
+
+def _slices(stop, size, start=0):
+    return [slice(at, min(at + size, stop)) for at in range(start, stop, size)]
+
+
+def _images(name, vectors, labels_name, labels):
+    vectors, labels = _vectors(name, vectors), np.asarray(labels)
+    if labels.shape != (len(vectors),):
+        raise ValueError("{} must have the shape ({},), but has {}".format(labels_name, len(vectors), labels.shape))
+    if labels.dtype.kind not in "iu":
+        raise ValueError("{} must be integers, but are {}".format(labels_name, labels.dtype))
+    return _Images(vectors, labels.astype(np.int64))
+
+
+def _vectors(name, vectors):
+    with np.errstate(over="ignore"):  # what overflows here is reported below
+        vectors = np.asarray(vectors, np.float32)
+    if vectors.ndim != 2 or 0 in vectors.shape:
+        raise ValueError("{} must have rows and columns, but has the shape {}".format(name, vectors.shape))
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        raise ValueError("{}: row {} is not finite in float32".format(name, finite.argmin()))
+    return vectors
+
+
+def _check_columns(x, y):
+    if x.shape[1] != y.shape[1]:
+        raise ValueError("embeddings have {} columns, but the gallery has {}".format(x.shape[1], y.shape[1]))

@@ -173,11 +173,8 @@ def write_line(log, figures):
     log.flush()
 
 
-def build(recipe, dataset, ctx, backbone_params=None, from_scratch=False):
-    """The network a recipe asks for, on a device, ready to train.
-
-    Backbone weights come from `backbone_params`, else from Gluon's zoo; with `from_scratch` they are random.
-    """
+def build(recipe, dataset, ctx):
+    """The network that a recipe asks for, with random weights, on a device, ready to train."""
     net = model.CGD(
         config=recipe.config,
         dim=recipe.dim,
@@ -186,10 +183,7 @@ def build(recipe, dataset, ctx, backbone_params=None, from_scratch=False):
         combine=recipe.combine,
         gem_p=recipe.gem_p,
     )
-    net.initialize(mx.init.Xavier(rnd_type="gaussian", factor_type="in", magnitude=2))
-    net(mx.nd.zeros((1, 3, recipe.image_height, recipe.image_width)))  # settles the shapes
-    if not from_scratch:
-        model.load_backbone(net.features, backbone_params or model.zoo_file(recipe.backbone))
-    net.collect_params().reset_ctx(ctx)
+    net.initialize(mx.init.Xavier(rnd_type="gaussian", factor_type="in", magnitude=2), ctx=ctx)
+    net(mx.nd.zeros((1, 3, recipe.image_height, recipe.image_width), ctx=ctx))  # settles the shapes
     net.hybridize(static_alloc=True)
     return net

@@ -1,0 +1,26 @@
+# make demo: trains and evaluates a network on pictures that it draws itself · make test: lint and tests
+# Each does its own set-up, in .venv. A Python of your choice: make PYTHON=python3.10 demo
+
+# The first Python here that this project can use; if there is none, python3 says what is wrong with it.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10 python3.9 python3.8 python3.13 python3; do \
+	$$p -m cgd.machine >/dev/null 2>&1 && break; done; echo $$p)
+
+.PHONY: demo test lint
+demo: .venv/ready
+	.venv/bin/python -m cgd.demo
+
+test: .venv/ready-for-tests lint
+	.venv/bin/python -m pytest
+
+lint: .venv/ready-for-tests
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+# The CPU build of MXNet, or the GPU build where a GPU that it has code for is found: see cgd/machine.py.
+.venv/ready: requirements.txt requirements-cpu.txt
+	@requirements=$$($(PYTHON) -m cgd.machine) && echo "installing $$requirements into .venv" && \
+	$(PYTHON) -m venv .venv && \
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $$requirements && touch $@
+
+.venv/ready-for-tests: .venv/ready requirements-test.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt && touch $@

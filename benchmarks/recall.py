@@ -1,0 +1,86 @@
+"""Time recall_at_k against the product X X^T alone, which a full distance matrix would start with.
+
+Run from the root of the repository: python benchmarks/recall.py
+The default size is that of the test set of Stanford Online Products; it takes minutes.
+"""
+
+import argparse
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from cgd.retrieval import recall_at_k  # noqa: E402
+
+BLOCK = 1024
+KS = (1, 10, 100, 1000)
+NOISE = 3.3  # of a coordinate, where the class centres have 1: at the default size R@1 is near one half
+
+
+def make_data(n, dim, classes):
+    """Unit vectors (n, dim) scattered around their class centres, and their labels (n,), in random order."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.arange(n) % classes)
+    centres = rng.standard_normal((classes, dim), dtype=np.float32)
+    embeddings = np.empty((n, dim), np.float32)
+    for start in range(0, n, BLOCK):
+        rows = embeddings[start : start + BLOCK]
+        rng.standard_normal(out=rows, dtype=np.float32)
+        rows *= NOISE
+        rows += centres[labels[start : start + BLOCK]]
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return embeddings, labels
+
+
+def full_product(x):
+    """X X^T, block by block into the same buffer."""
+    buffer = np.empty((BLOCK, BLOCK), np.float32)
+    for i in range(0, len(x), BLOCK):
+        for j in range(0, len(x), BLOCK):
+            rows, columns = x[i : i + BLOCK], x[j : j + BLOCK]
+            np.matmul(rows, columns.T, out=buffer[: len(rows), : len(columns)])
+
+
+def timed(function, *args):
+    start = time.perf_counter()
+    result = function(*args)
+    return result, time.perf_counter() - start
+
+
+def peak_mib():
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB on Linux
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=60502, help="images (%(default)s)")
+    parser.add_argument("--dim", type=int, default=1536, help="dimensions of a descriptor (%(default)s)")
+    parser.add_argument("--classes", type=int, default=11316, help="classes (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=1, help="rounds; medians are printed (%(default)s)")
+    args = parser.parse_args()
+
+    embeddings, labels = make_data(args.n, args.dim, args.classes)
+    print("{} x {}, {} classes, block {}".format(args.n, args.dim, args.classes, BLOCK))
+    print("numpy {}, {} processors".format(np.__version__, os.cpu_count()), flush=True)
+    before = peak_mib()
+    seconds = []
+    for round_ in range(args.repeats):
+        recalls, ours = timed(recall_at_k, embeddings, labels, KS)
+        if round_ == 0:
+            memory = peak_mib() - before
+        seconds.append((ours, timed(full_product, embeddings)[1]))
+    ours, product = np.median(seconds, axis=0)
+    print(", ".join("R@{} {:.4f}".format(k, recall) for k, recall in zip(KS, recalls)))
+    print("recall_at_k   {:8.1f} s".format(ours))
+    print("X X^T         {:8.1f} s".format(product))
+    print("ratio         {:8.3f}".format(ours / product))
+    print("memory        {:8.0f} MiB: growth of the peak resident size, embeddings not counted".format(memory))
+
+
+if __name__ == "__main__":
+    main()

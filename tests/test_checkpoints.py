@@ -1,0 +1,159 @@
+"""Checkpoints: round trips, the authors' way of reading them, and every way in which one can be wrong."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from cgd import checkpoints, model
+from cgd.environment import mx
+from cgd.errors import InputError
+
+SIDE = 64
+
+
+def pictures(count=2):
+    return mx.nd.array(np.random.RandomState(0).randn(count, 3, SIDE, SIDE))
+
+
+def small_network(classes=5):
+    net = model.CGD("MG", 12, "resnet18_v1", classes=classes)
+    net.initialize(mx.init.Xavier())
+    with mx.autograd.train_mode():  # so that batch norm's statistics are not those of a fresh network
+        net(pictures(4))
+    return net
+
+
+@pytest.fixture
+def saved(tmp_path):
+    net = small_network()
+    prefix = str(tmp_path / "net")
+    checkpoints.save(net, prefix, {"image_width": SIDE, "image_height": SIDE, "iteration": 7, "dataset": "demo"})
+    return net, prefix
+
+
+def change_params(prefix, change):
+    values = mx.nd.load(prefix + "-0000.params")
+    change(values)
+    mx.nd.save(prefix + "-0000.params", values)
+
+
+def test_graph_and_block_give_the_same_embedding_as_the_network(saved):
+    net, prefix = saved
+    expected = net.embed(pictures()).asnumpy()
+    checkpoint = checkpoints.Checkpoint(prefix)
+    np.testing.assert_array_equal(checkpoint.graph(mx.cpu())(pictures()).asnumpy(), expected)
+    again = model.CGD("MG", 12, "resnet18_v1")
+    checkpoint.load_into(again)
+    np.testing.assert_array_equal(again(pictures()).asnumpy(), expected)
+
+
+def test_the_authors_way_of_loading_works(saved):
+    """load_checkpoint, simple_bind, copy_params_from, forward: what the released evaluation code does."""
+    net, prefix = saved
+    symbol, arg_params, aux_params = mx.model.load_checkpoint(prefix, 0)
+    executor = symbol.simple_bind(ctx=mx.cpu(), data=(2, 3, SIDE, SIDE), grad_req="null", force_rebind=True)
+    executor.copy_params_from(arg_params, aux_params)
+    output = executor.forward(is_train=False, data=pictures())[0].asnumpy()
+    np.testing.assert_allclose(output, net.embed(pictures()).asnumpy(), atol=1e-6)
+
+
+def test_a_network_that_has_been_hybridized_saves_the_same(saved, tmp_path):
+    net, prefix = saved
+    net.hybridize(static_alloc=True)
+    net(pictures())
+    checkpoints.save(net, str(tmp_path / "again"), {})
+    for ending in ("-symbol.json", "-0000.params"):
+        assert (tmp_path / ("again" + ending)).read_bytes() == (tmp_path / ("net" + ending)).read_bytes()
+
+
+def test_training_goes_on_from_a_checkpoint_with_a_new_classifier(saved):
+    net, prefix = saved
+    again = model.CGD("MG", 12, "resnet18_v1", classes=9)
+    again.initialize()
+    checkpoints.Checkpoint(prefix).load_into(again)
+    embedding, logits = again(pictures())
+    assert logits.shape == (2, 9)
+    np.testing.assert_array_equal(embedding.asnumpy(), net.embed(pictures()).asnumpy())
+
+
+def test_the_description_says_what_an_evaluation_needs(saved):
+    with open(saved[1] + ".json") as file:
+        description = json.load(file)
+    assert description["config"] == "MG" and description["dim"] == 12 and description["iteration"] == 7
+    assert description["versions"]["mxnet"] == mx.__version__
+    assert set(checkpoints.Checkpoint(saved[1]).description) >= {"mean", "std", "cropped", "dataset", "combine"}
+
+
+def test_a_checkpoint_without_description_has_the_released_models(saved):
+    os.remove(saved[1] + ".json")
+    description = checkpoints.Checkpoint(saved[1]).description
+    assert description == checkpoints.RELEASED
+    assert (description["config"], description["image_width"], description["cropped"]) == ("MG", 224, True)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda v: v.pop("arg:faenet0_dense1_bias"), "lacks 1 .*faenet0_dense1_bias"),
+        (lambda v: v.pop("aux:resnetv10_batchnorm0_running_var"), "lacks 1 .*running_var"),
+        (lambda v: v.update({"arg:extra": mx.nd.zeros(1)}), "unknown 1 .*extra"),
+        (lambda v: v.update({"arg:faenet0_dense1_bias": mx.nd.zeros(7)}), r"dense1_bias has shape \(7,\), .*\(6,\)"),
+        (lambda v: v.update({"faenet0_dense1_bias": mx.nd.zeros(6)}), "0000.params: not a parameter file"),
+    ],
+)
+def test_parameters_that_do_not_fit_the_graph_are_named(saved, change, words):
+    change_params(saved[1], change)
+    with pytest.raises(InputError, match=words):
+        checkpoints.Checkpoint(saved[1])
+
+
+def test_parameters_that_do_not_fit_the_block_are_named(saved):
+    checkpoint = checkpoints.Checkpoint(saved[1])
+    with pytest.raises(InputError, match="lacks .*faenet0_dense2"):
+        checkpoint.load_into(model.CGD("SMG", 12, "resnet18_v1"))
+    with pytest.raises(InputError, match="unknown .*faenet0_dense1"):
+        checkpoint.load_into(model.CGD("M", 6, "resnet18_v1"))
+    with pytest.raises(InputError, match="faenet0_dense0_weight has shape"):
+        checkpoint.load_into(model.CGD("MG", 24, "resnet18_v1"))
+
+
+@pytest.mark.parametrize("ending, words", [("-symbol.json", "no such file"), ("-0000.params", "no such file")])
+def test_a_missing_file_is_named(saved, tmp_path, ending, words):
+    (tmp_path / ("net" + ending)).unlink()
+    with pytest.raises(InputError, match=ending + ".*" + words):
+        checkpoints.Checkpoint(saved[1])
+
+
+def test_an_archive_not_yet_unpacked_is_recognised(tmp_path):
+    (tmp_path / "CGD.x.dim1536.tar.gz").touch()
+    with pytest.raises(InputError, match="unpack it first: tar"):
+        checkpoints.Checkpoint(tmp_path / "CGD.x.dim1536")
+
+
+@pytest.mark.parametrize("ending", ["-symbol.json", "-0000.params", ".json"])
+def test_half_a_file_is_an_error_that_names_it(saved, tmp_path, ending):
+    file = tmp_path / ("net" + ending)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="net" + ending):
+        checkpoints.Checkpoint(saved[1])
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(saved, monkeypatch):
+    net, prefix = saved
+    before = mx.nd.load(prefix + "-0000.params")
+
+    def broken(path, values):
+        with open(path, "wb") as file:
+            file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.mx.nd, "save", broken)
+    with pytest.raises(InputError, match="No space left"):
+        checkpoints.save(net, prefix, {})
+    monkeypatch.undo()
+    after = mx.nd.load(prefix + "-0000.params")
+    assert set(before) == set(after)
+    checkpoints.Checkpoint(prefix)

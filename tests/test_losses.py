@@ -1,0 +1,121 @@
+"""The losses against slow float64 loops written from their definitions."""
+
+import numpy as np
+import pytest
+
+from cgd import losses
+from cgd.environment import mx
+
+
+def slow_triplet(embeddings, identities, margin):
+    """The definition, anchor by anchor."""
+    total = 0.0
+    for i, anchor in enumerate(embeddings):
+        away = [np.sqrt(((anchor - other) ** 2).sum()) for other in embeddings]
+        positives = [away[j] for j in range(len(away)) if j != i and identities[j] == identities[i]]
+        negatives = [away[j] for j in range(len(away)) if identities[j] != identities[i]]
+        if positives and negatives:
+            total += max(0.0, margin + max(positives) - min(negatives))
+    return total / len(embeddings)
+
+
+def slow_gradient(embeddings, identities, margin, step=1e-6):
+    gradient = np.zeros_like(embeddings)
+    for place in np.ndindex(*embeddings.shape):
+        for sign in (1, -1):
+            moved = embeddings.copy()
+            moved[place] += sign * step
+            gradient[place] += sign * slow_triplet(moved, identities, margin) / (2 * step)
+    return gradient
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def triplet_and_gradient(embeddings, identities, margin):
+    x = mx.nd.array(embeddings)
+    x.attach_grad()
+    with mx.autograd.record():
+        loss = losses.batch_hard_triplet(x, mx.nd.array(identities), margin)
+    loss.backward()
+    return loss.asscalar(), x.grad.asnumpy()
+
+
+@pytest.mark.parametrize("margin", [0.1, 0.5])
+@pytest.mark.parametrize("seed", range(3))
+def test_triplet_loss_and_gradient_equal_a_slow_reference(seed, margin):
+    random = np.random.RandomState(seed)
+    embeddings = unit(random.randn(12, 5))
+    identities = random.randint(5, size=12)
+    identities[0] = 9  # alone in the batch: an anchor without a positive
+    loss, gradient = triplet_and_gradient(embeddings, identities, margin)
+    assert loss == pytest.approx(slow_triplet(embeddings, identities, margin), abs=1e-6)
+    np.testing.assert_allclose(gradient, slow_gradient(embeddings, identities, margin), atol=1e-4)
+
+
+def test_the_miner_on_a_line():
+    """Nine points on a line, as in pytorch-metric-learning's test of its batch-hard miner."""
+    embeddings = mx.nd.arange(9).reshape((9, 1))
+    identities = mx.nd.array([0, 0, 1, 1, 0, 2, 1, 1, 1])
+    positive, _, usable = losses.hardest(losses.distances(embeddings), identities)
+    assert usable.asnumpy().tolist() == [1, 1, 1, 1, 1, 0, 1, 1, 1]
+    assert positive.asnumpy()[[0, 1, 2, 3, 4, 6, 7, 8]].tolist() == [4, 4, 8, 8, 0, 2, 2, 2]
+
+
+def test_the_miners_negatives_are_the_nearest_of_another_identity():
+    embeddings = mx.nd.array([[0], [1], [3], [7], [8], [20]])
+    negative = losses.hardest(losses.distances(embeddings), mx.nd.array([0, 0, 1, 1, 0, 1]))[1]
+    assert negative.asnumpy().tolist() == [2, 2, 1, 4, 3, 4]
+
+
+def test_distances_equal_numpy():
+    x = np.random.RandomState(0).randn(6, 4)
+    expected = np.sqrt(((x[:, None] - x[None]) ** 2).sum(2))
+    np.testing.assert_allclose(losses.distances(mx.nd.array(x)).asnumpy(), expected, atol=2e-3)
+    off = ~np.eye(6, dtype=bool)
+    np.testing.assert_allclose(losses.distances(mx.nd.array(x)).asnumpy()[off], expected[off], rtol=1e-5)
+
+
+def test_gradients_are_finite_where_descriptors_coincide():
+    embeddings = unit(np.random.RandomState(0).randn(8, 4))
+    embeddings[4:] = embeddings[0]  # within an identity and across two
+    loss, gradient = triplet_and_gradient(embeddings, [0, 0, 1, 1, 0, 0, 1, 1], 0.1)
+    assert np.isfinite(loss) and np.isfinite(gradient).all()
+    assert np.abs(gradient).max() < 10
+
+
+def test_a_collapsed_batch_costs_the_margin():
+    loss, _ = triplet_and_gradient(np.ones((6, 3)), [0, 0, 1, 1, 2, 2], 0.1)
+    assert loss == pytest.approx(0.1, abs=1e-6)
+
+
+def test_well_separated_identities_cost_nothing():
+    loss, gradient = triplet_and_gradient(np.repeat(np.eye(3), 2, axis=0), [0, 0, 1, 1, 2, 2], 0.1)
+    assert loss == 0 and not gradient.any()
+
+
+@pytest.mark.parametrize("temperature, smoothing", [(0.5, 0.1), (1.0, 0.0), (2.0, 0.3)])
+def test_smoothed_softmax_equals_the_formula(temperature, smoothing):
+    random = np.random.RandomState(0)
+    logits, identities = 3 * random.randn(7, 5), random.randint(5, size=7)
+    loss = losses.smoothed_softmax(mx.nd.array(logits), mx.nd.array(identities), temperature, smoothing)
+    expected = 0.0
+    for row, identity in zip(logits / temperature, identities):
+        probability = np.exp(row) / np.exp(row).sum()
+        for k in range(5):
+            target = smoothing / 5 + (1 - smoothing if k == identity else 0)
+            expected -= target * np.log(probability[k]) / 7
+    assert loss.asscalar() == pytest.approx(expected, rel=1e-5)
+
+
+def test_smoothed_softmax_equals_gluons_own_without_the_extras():
+    random = np.random.RandomState(1)
+    logits, identities = mx.nd.array(random.randn(6, 4)), mx.nd.array(random.randint(4, size=6))
+    expected = mx.gluon.loss.SoftmaxCrossEntropyLoss()(logits, identities).mean().asscalar()
+    assert losses.smoothed_softmax(logits, identities, 1.0, 0.0).asscalar() == pytest.approx(expected, rel=1e-5)
+
+
+def test_smoothed_softmax_survives_large_logits():
+    loss = losses.smoothed_softmax(mx.nd.array([[1e4, -1e4]]), mx.nd.array([1]))
+    assert np.isfinite(loss.asscalar())

@@ -1,0 +1,322 @@
+"""The network: its graph against the released one, its parts against numpy."""
+
+import hashlib
+import itertools
+import json
+from ast import literal_eval
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from cgd import checkpoints, model
+from cgd.environment import mx
+from cgd.errors import InputError
+
+PAPER_CONFIGS = ["S", "M", "G", "SM", "MS", "SG", "GS", "MG", "GM", "SMG", "MSG", "GSM"]
+
+# Facts of the released graph. The digest is that of `canonical` below.
+RELEASED_OPERATORS = {
+    "null": 303,
+    "Convolution": 53,
+    "BatchNorm": 53,
+    "Activation": 49,
+    "elemwise_add": 16,
+    "Pooling": 3,
+    "L2Normalization": 3,
+    "FullyConnected": 2,
+    "broadcast_power": 2,
+    "_rdiv_scalar": 1,
+    "clip": 1,
+    "Concat": 1,
+}
+RELEASED_DIGEST = "f6c37650c7ee071a1fe669c4823f776483814174444cb96f58c6e0137953a60d"
+
+
+def canonical(graph):
+    """What a graph computes, one entry a node: operator, attributes as values, shape and learning-rate factor, inputs.
+
+    Left out: names, how a parameter is initialised, and `layout`, which today's MXNet writes into every pooling.
+    """
+    left_out = ("layout", "__init__", "__dtype__", "__storage_type__", "__wd_mult__")
+    nodes = []
+    for node in graph["nodes"]:
+        attributes = {
+            name: plain(value) for name, value in sorted(node.get("attrs", {}).items()) if name not in left_out
+        }
+        nodes.append([node["op"], attributes, [[source, output] for source, output, _ in node["inputs"]]])
+    return nodes
+
+
+def plain(text):
+    """'(64L, 3L)' -> [64.0, 3.0]; '1e-05' -> 1e-05; 'avg' -> 'avg'."""
+    try:
+        value = literal_eval(text.replace("L", ""))
+    except ValueError:
+        return text
+    if isinstance(value, tuple):
+        return [float(number) for number in value]
+    return float(value)
+
+
+def small(config="MG", **options):
+    return model.CGD(config, options.pop("dim", 12), options.pop("backbone", "resnet18_v1"), **options)
+
+
+def random_pictures(count=2, side=64, seed=0):
+    return mx.nd.array(np.random.RandomState(seed).randn(count, 3, side, side))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The graph of the paper's configuration, as a checkpoint writes it."""
+    net = model.CGD(classes=100)
+    net.initialize()
+    net(mx.nd.zeros((1, 3, 224, 224)))
+    prefix = str(tmp_path_factory.mktemp("exported") / "MG")
+    checkpoints.save(net, prefix, {})
+    with open(prefix + "-symbol.json") as file:
+        return json.load(file)
+
+
+def test_the_exported_graph_has_the_released_operators(exported):
+    assert Counter(node["op"] for node in exported["nodes"]) == RELEASED_OPERATORS
+
+
+def test_the_exported_graph_is_the_released_one(exported):
+    text = json.dumps(canonical(exported), sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest() == RELEASED_DIGEST
+
+
+def test_the_exported_graph_equals_the_released_file(exported, shared):
+    file = next((shared / "paper").glob("*-symbol.json"))
+    released = json.loads(file.read_text())
+    for ours, theirs in itertools.zip_longest(canonical(exported), canonical(released)):
+        assert ours == theirs
+    names = [[node["name"] for node in graph["nodes"] if node["op"] == "null"] for graph in (exported, released)]
+    assert names[0] == names[1]
+
+
+def test_cub_training_network_has_the_papers_size():
+    net = model.CGD(classes=100)
+    net.initialize()
+    net(mx.nd.zeros((1, 3, 64, 64)))
+    total = sum(int(np.prod(p.shape)) for p in net.collect_params().values())
+    assert round(total / 1e6, 1) == 26.9
+
+
+@pytest.mark.parametrize("config", PAPER_CONFIGS)
+@pytest.mark.parametrize("combine", ["concat", "sum"])
+def test_every_configuration_gives_unit_vectors(config, combine):
+    net = small(config, combine=combine)
+    net.initialize()
+    embedding = net(random_pictures()).asnumpy()
+    assert embedding.shape == (2, 12)
+    np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1, atol=1e-5)
+
+
+def test_the_embedding_is_what_the_definition_says():
+    """Pooling, Dense and both normalisations again, in numpy and float64, from the backbone's map on."""
+    net = small("SMG", classes=5)
+    net.initialize(mx.init.Normal(0.1))
+    pictures = random_pictures()
+    embedding, logits = net(pictures)
+    x = net.features(pictures).asnumpy().astype(float)
+    pooled = [x.mean((2, 3)), x.max((2, 3)), (np.clip(x, 1e-6, None) ** 3).mean((2, 3)) ** (1 / 3)]
+    branches = [dense(vector, layer) for vector, layer in zip(pooled, net.reductions)]
+    joined = np.concatenate([unit(branch) for branch in branches], axis=1)
+    np.testing.assert_allclose(embedding.asnumpy(), unit(joined), atol=1e-5)
+    # the classifier sees the first letter's vector; fresh batch norm divides by sqrt(1 + eps)
+    expected = dense(pooled[0] / np.sqrt(1 + 1e-5), net.classifier[1])
+    np.testing.assert_allclose(logits.asnumpy(), expected, rtol=1e-3, atol=1e-5)
+
+
+def dense(x, layer):
+    return x @ layer.weight.data().asnumpy().astype(float).T + layer.bias.data().asnumpy()
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def test_the_sum_adds_the_branches():
+    net = small("SM", combine="sum")
+    net.initialize(mx.init.Normal(0.1))
+    pictures = random_pictures()
+    embedding = net(pictures).asnumpy()
+    x = net.features(pictures).asnumpy().astype(float)
+    branches = [dense(vector, layer) for vector, layer in zip([x.mean((2, 3)), x.max((2, 3))], net.reductions)]
+    np.testing.assert_allclose(embedding, unit(unit(branches[0]) + unit(branches[1])), atol=1e-5)
+
+
+@pytest.fixture
+def positive_map():
+    return mx.nd.array(np.random.RandomState(0).uniform(0.1, 1, (2, 8, 5, 5)))
+
+
+def test_gem_with_p_1_is_spoc(positive_map):
+    gem, spoc = model.GeM(1.0), model.SPoC()
+    gem.initialize()
+    np.testing.assert_allclose(gem(positive_map).asnumpy(), spoc(positive_map).asnumpy(), rtol=1e-5)
+
+
+def test_gem_with_large_p_is_near_mac(positive_map):
+    gem, mac = model.GeM(60.0), model.MAC()
+    gem.initialize()
+    values, maxima = gem(positive_map).asnumpy(), mac(positive_map).asnumpy()
+    assert (values <= maxima * 1.0001).all()
+    np.testing.assert_allclose(values, maxima, rtol=np.log(25) / 60 * 1.1)  # (1/25)^(1/60) <= GeM / MAC
+
+
+def test_gem_stays_finite_on_a_dead_channel():
+    gem = model.GeM(learn_p=True)
+    gem.initialize()
+    x = mx.nd.zeros((1, 4, 3, 3))
+    x.attach_grad()
+    with mx.autograd.record():
+        y = gem(x).sum()
+    y.backward()
+    assert np.isfinite(x.grad.asnumpy()).all() and np.isfinite(gem.p.grad().asnumpy()).all()
+
+
+@pytest.mark.parametrize("learn_p", [False, True])
+def test_gem_learns_p_only_when_asked(learn_p):
+    net = small("G", learn_p=learn_p)
+    net.initialize()
+    optimiser = mx.gluon.Trainer(net.collect_params(), "adam", {"learning_rate": 0.1, "wd": 0.1})
+    with mx.autograd.record():
+        loss = net(random_pictures()).abs().sum()
+    loss.backward()
+    optimiser.step(1)
+    p = net.descriptors[0].p.data().asscalar()
+    assert (p != 3) if learn_p else (p == 3)
+
+
+def test_removing_the_stride_doubles_the_map():
+    shapes = []
+    for keep_stride in (False, True):
+        features = model.convolutions("resnet50_v1", keep_stride)
+        features.initialize()
+        shapes.append(features(mx.nd.zeros((1, 3, 224, 224))).shape)
+    assert shapes == [(1, 2048, 14, 14), (1, 2048, 7, 7)]
+
+
+@pytest.mark.parametrize(
+    "backbone, side, channels",
+    [
+        ("resnet18_v1", 64, 512),
+        ("resnet50_v2", 64, 2048),
+        ("mobilenetv2_1.0", 64, 1280),
+        ("mobilenet0.25", 64, 256),
+        ("vgg11_bn", 64, 512),
+        ("alexnet", 128, 256),
+        ("densenet121", 64, 1024),
+        ("squeezenet1.1", 64, 512),
+        ("inceptionv3", 128, 2048),
+    ],
+)
+def test_every_family_of_the_zoo_is_a_backbone(backbone, side, channels):
+    net = small("MG", backbone=backbone)
+    net.initialize()
+    picture = mx.nd.ones((1, 3, side, side))
+    last_map = net.features(picture)
+    assert last_map.shape[1] == channels and min(last_map.shape[2:]) > 1
+    assert net(picture).shape == (1, 12)
+
+
+def test_dense_bias_is_an_option():
+    with_bias, without = small("MG"), small("MG", dense_bias=False)
+    assert set(with_bias.collect_params()) - set(without.collect_params()) == {
+        "faenet0_dense0_bias",
+        "faenet0_dense1_bias",
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("MX",), "letters of S, M and G"),
+        (("MM",), "at most once"),
+        (("",), "letters"),
+        (("SMG", 1000), "multiple of 3"),
+        (("M", 12, "resnet19"), "resnet19"),
+    ],
+)
+def test_what_cannot_be_built_is_said(arguments, words):
+    with pytest.raises(InputError, match=words):
+        model.CGD(*arguments)
+
+
+def backbone_file(tmp_path, change=None, whole=True):
+    """A parameter file of Gluon's resnet18_v1, as its zoo would have it."""
+    zoo = mx.gluon.model_zoo.vision.resnet18_v1()
+    zoo.initialize(mx.init.Normal(0.5))
+    zoo(mx.nd.zeros((1, 3, 64, 64)))
+    source = zoo if whole else zoo.features
+    values = {name: parameter.data() for name, parameter in source._collect_params_with_prefix().items()}
+    if change:
+        change(values)
+    file = tmp_path / "zoo.params"
+    mx.nd.save(str(file), values)
+    return file, zoo
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_backbone_weights_load_from_the_zoos_file(tmp_path, whole):
+    file, zoo = backbone_file(tmp_path, whole=whole)
+    features = model.convolutions("resnet18_v1", keep_stride=True)
+    model.load_backbone(features, file)
+    pictures = random_pictures()
+    expected = pictures
+    for block in zoo.features[:-1]:  # all but the average pool
+        expected = block(expected)
+    np.testing.assert_array_equal(features(pictures).asnumpy(), expected.asnumpy())
+
+
+def test_backbone_weights_load_from_a_file_with_old_names(tmp_path):
+    zoo = mx.gluon.model_zoo.vision.resnet18_v1(prefix="resnetv10_")
+    zoo.initialize(mx.init.Normal(0.5))
+    zoo(mx.nd.zeros((1, 3, 64, 64)))
+    mx.nd.save(str(tmp_path / "old.params"), {name: p.data() for name, p in zoo.collect_params().items()})
+    features = model.convolutions("resnet18_v1")
+    model.load_backbone(features, tmp_path / "old.params")
+    np.testing.assert_array_equal(features[0].weight.data().asnumpy(), zoo.features[0].weight.data().asnumpy())
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda values: values.pop("features.0.weight"), "lacks 1 parameter.*0.weight"),
+        (lambda values: values.update({"features.4.9.weight": mx.nd.zeros(1)}), "unknown 1 parameter.*4.9.weight"),
+        (lambda values: values.update({"features.0.weight": mx.nd.zeros((3, 3))}), "0.weight has shape"),
+    ],
+)
+def test_a_backbone_file_that_does_not_fit_is_refused_by_name(tmp_path, change, words):
+    file, _ = backbone_file(tmp_path, change)
+    with pytest.raises(InputError, match=words):
+        model.load_backbone(model.convolutions("resnet18_v1"), file)
+
+
+def test_an_unreadable_backbone_file_is_one_line(tmp_path):
+    (tmp_path / "x.params").write_bytes(b"not parameters")
+    with pytest.raises(InputError, match="x.params"):
+        model.load_backbone(model.convolutions("resnet18_v1"), tmp_path / "x.params")
+
+
+def test_weights_that_cannot_be_downloaded_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("MXNET_GLUON_REPO", "http://127.0.0.1:9/")
+    monkeypatch.setattr(model.model_store.get_model_file, "__defaults__", (str(tmp_path),))
+    with pytest.raises(InputError, match="--backbone-params"):
+        model.zoo_file("resnet18_v1")
+
+
+def test_real_imagenet_weights_load(shared):
+    net = model.CGD("MG", 12, "mobilenetv2_1.0")
+    net.initialize()
+    net(mx.nd.zeros((1, 3, 64, 64)))
+    model.load_backbone(net.features, shared / "weights" / "mobilenetv2_1.0-imagenet-features-only.params")
+    zoo = mx.gluon.model_zoo.vision.mobilenet_v2_1_0()
+    zoo.features.load_parameters(str(shared / "weights" / "mobilenetv2_1.0-imagenet-features-only.params"))
+    pictures = random_pictures()
+    pooled = zoo.features(pictures).asnumpy()  # the zoo's features end with the average pool
+    np.testing.assert_allclose(net.features(pictures).asnumpy().mean((2, 3)), pooled.reshape(2, -1), atol=1e-4)

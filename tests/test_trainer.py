@@ -1,0 +1,144 @@
+"""The training loop: it learns, keeps its schedule, logs what it says it logs, and stops when it should."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cgd import checkpoints, datasets, environment, recipes, trainer
+from cgd.environment import mx
+from cgd.errors import InputError
+
+RECIPE = recipes.replace(
+    recipes.DEMO,
+    image_width=32,
+    image_height=32,
+    dim=16,
+    batch_size=8,
+    images_per_identity=2,
+    iterations=4,
+    lr_steps=(2, 3),
+    eval_every=2,
+)
+
+
+def make(small_demo, folder, **changes):
+    environment.seed_everything(0)
+    dataset = datasets.demo(small_demo)
+    recipe = recipes.replace(RECIPE, **changes)
+    net = trainer.build(recipe, dataset, mx.cpu())
+    return trainer.Trainer(net, dataset, recipe, folder, mx.cpu())
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_it_overfits_two_batches(small_demo, tmp_path):
+    run = make(small_demo, tmp_path, lr_steps=(), lr=1e-3)
+    view = trainer.images.TrainingView(run.dataset.train, run.size, run.size)
+    batches = list(trainer.images.loader(view, [run.sampler.batch(0), run.sampler.batch(1)], 0))
+    first = [run.step(*batch) for batch in batches]
+    for _ in range(40):
+        last = [run.step(*batch) for batch in batches]
+    assert np.mean([ranking for ranking, _ in first]) > 0.05
+    assert np.mean([ranking for ranking, _ in last]) < 0.01
+    # with labels smoothed over 4 classes the loss cannot fall below the targets' entropy
+    target = np.array([0.925, 0.025, 0.025, 0.025])
+    floor = -(target * np.log(target)).sum()
+    assert floor <= np.mean([classification for _, classification in last]) < floor + 0.1
+
+
+def test_a_run_keeps_its_schedule_its_log_and_its_checkpoints(small_demo, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "LOG_EVERY", 1)
+    run = make(small_demo, tmp_path)
+    last, best, iteration = run.run()
+    log = lines(tmp_path)
+    steps = [line for line in log if "ranking_loss" in line]
+    looks = [line for line in log if "recall" in line]
+    assert [line["iteration"] for line in steps] == [1, 2, 3, 4]
+    # the rate that follows an iteration: it falls once 2, and once 3 iterations are done
+    np.testing.assert_allclose([line["lr"] for line in steps], [1e-3, 1e-4, 1e-5, 1e-5], rtol=1e-6)
+    assert [line["iteration"] for line in looks] == [2, 4]
+    assert list(looks[-1]["recall"].values()) == last
+    assert best[0] == max(line["recall"]["1"] for line in looks)
+    assert all(line["images_per_second"] > 0 for line in steps)
+    kept = checkpoints.Checkpoint(tmp_path / "best").description
+    assert kept["iteration"] == iteration and kept["recall"]["1"] == best[0]
+    kept = checkpoints.Checkpoint(tmp_path / "last").description
+    assert kept["iteration"] == 4 and kept["recall"]["1"] == last[0]
+    assert kept["cropped"] and kept["image_width"] == 32 and kept["dataset"] == "demo"
+
+
+def test_no_iterations_is_an_evaluation_of_the_start(small_demo, tmp_path):
+    last, best, iteration = make(small_demo, tmp_path, iterations=0).run()
+    assert last == best and iteration == 0
+    assert checkpoints.Checkpoint(tmp_path / "last").description["iteration"] == 0
+
+
+def test_the_rate_of_the_released_schedule(small_demo, tmp_path):
+    run = make(small_demo, tmp_path, lr=1e-4, lr_steps=(400, 800))
+    rates = {}
+    for run.iteration in (0, 399, 400, 799, 800, 1499):
+        rates[run.iteration] = run.learning_rate()
+    expected = {0: 1e-4, 399: 1e-4, 400: 1e-5, 799: 1e-5, 800: 1e-6, 1499: 1e-6}
+    assert rates == {iteration: pytest.approx(rate) for iteration, rate in expected.items()}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(small_demo, tmp_path):
+    run = make(small_demo, tmp_path)
+    dense = run.net.classifier[1].weight
+    dense.set_data(dense.data() * np.nan)
+    with pytest.raises(InputError, match="iteration 1: .*nan.*--lr"):
+        run.run()
+    assert not (tmp_path / "last-0000.params").exists()
+
+
+def test_ctrl_c_leaves_the_last_checkpoint(small_demo, tmp_path, monkeypatch):
+    run = make(small_demo, tmp_path, eval_every=100)
+    step = run.step
+
+    def interrupted(*batch):
+        if run.iteration == 3:
+            raise KeyboardInterrupt
+        return step(*batch)
+
+    monkeypatch.setattr(run, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert checkpoints.Checkpoint(tmp_path / "last").description["iteration"] == 3
+
+
+def test_the_same_seed_gives_the_same_losses_with_any_number_of_workers(small_demo, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "LOG_EVERY", 1)
+    seen = []
+    for workers in (0, 2):
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        run = make(small_demo, folder)
+        run.num_workers = workers
+        run.run()
+        seen.append([(line["ranking_loss"], line["classification_loss"]) for line in lines(folder) if "lr" in line])
+    assert seen[0] == seen[1] and len(set(seen[0])) == 4
+
+
+def test_both_losses_reach_the_backbone_and_weigh_the_same(small_demo, tmp_path):
+    """The gradient of a step is the sum of the two losses' gradients."""
+    run = make(small_demo, tmp_path)
+    view = trainer.images.TrainingView(run.dataset.train, run.size, run.size)
+    pictures, identities = next(iter(trainer.images.loader(view, [run.sampler.batch(0)], 0)))
+    weight = run.net.features[0].weight
+    x, labels = trainer.images.normalise(pictures, trainer.MEAN, trainer.STD), mx.nd.array(identities)
+    gradients = []
+    for which in (0, 1):
+        with mx.autograd.record():
+            embeddings, logits = run.net(x)
+            both = (
+                trainer.losses.batch_hard_triplet(embeddings, labels),
+                trainer.losses.smoothed_softmax(logits, labels),
+            )
+        both[which].backward()
+        gradients.append(weight.grad().asnumpy().copy())
+    run.step(pictures, identities)
+    assert all(np.abs(gradient).max() > 0 for gradient in gradients)
+    np.testing.assert_allclose(weight.grad().asnumpy(), sum(gradients), rtol=1e-3, atol=1e-4)
