@@ -32,10 +32,15 @@ def arguments():
     add("--uncropped", action="store_true", help="whole pictures, not their bounding boxes")
     add("--image-width", type=int, help="default: the checkpoint's, 224 for the released one")
     add("--image-height", type=int, help="default: the checkpoint's, 224 for the released one")
-    add("--recallk", default="1,2,4,8", metavar="K,K,...", help="the K of Recall@K")
-    add("--batch-size", type=int, default=32, help="images a step")
-    add("--num-workers", type=int, default=machine.usable_cores(), help="processes that decode; 0: none of their own")
-    add("--gpu", type=int, default=0, help="number of the GPU; -1 for the CPU")
+    add("--recallk", default="1,2,4,8", metavar="K,K,...", help="the K of Recall@K (default: 1,2,4,8)")
+    add("--batch-size", type=int, default=32, help="images a step (default: 32)")
+    add(
+        "--num-workers",
+        type=int,
+        default=machine.usable_cores(),
+        help="processes that decode; 0 for none (default: one a core)",
+    )
+    add("--gpu", type=int, default=0, help="number of the GPU; -1 for the CPU (default: 0)")
     add("--save-embeddings", metavar="FILE.npz", help="keep descriptors, identities, ids and paths")
     add("--results", metavar="FILE.json", help="keep the figures")
     options = parser.parse_args()

@@ -133,10 +133,8 @@ class CGD(nn.HybridBlock):
     def hybrid_forward(self, F, x):
         x = self.features(x)
         pooled = [descriptor(x) for descriptor in self.descriptors]
-        branches = [
-            F.L2Normalization(reduce(vector), mode="instance") for reduce, vector in zip(self.reductions, pooled)
-        ]
-        embedding = F.L2Normalization(_combine(F, branches, self.combine), mode="instance")
+        branches = [_unit(F, reduce(vector)) for reduce, vector in zip(self.reductions, pooled)]
+        embedding = _unit(F, _combine(F, branches, self.combine))
         return (embedding, self.classifier(pooled[0])) if self.classifier else embedding
 
     def embed(self, x):
@@ -152,6 +150,10 @@ def check_config(config, dim, combine="concat"):
         raise InputError("combine {!r}: expected 'concat' or 'sum'".format(combine))
     if dim < 1 or (combine == "concat" and dim % len(config)):
         raise InputError("dim {}: expected a positive multiple of {} for {!r}".format(dim, len(config), config))
+
+
+def _unit(F, x):
+    return F.L2Normalization(x, mode="instance")
 
 
 def _combine(F, branches, combine):

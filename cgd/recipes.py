@@ -17,9 +17,9 @@ class Recipe:
     """CUB200's, for the others to differ from.
 
     The author's own word (naver/cgd issue #3): Adam, 1e-4 for all layers, 1,500 iterations, x 0.1 at 400 and 800, batch
-    norm not frozen. The paper, by its readers: margin 0.1, temperature 0.5, smoothing 0.1, both losses 1 : 1, batches of
-    128, crops of 224 from 252, flips. From later code of the same group: 4 images of each identity, the order of the
-    augmentations. Unknown, and ours: no weight decay, evaluation each 100 iterations.
+    norm not frozen. The paper, by its readers: margin 0.1, temperature 0.5, smoothing 0.1, both losses 1 : 1, batches
+    of 128, crops of 224 from 252, flips. From later code of the same group: 4 images of each identity, the order of
+    the augmentations. Unknown, and ours: no weight decay, evaluation each 100 iterations.
     """
 
     config: str = number("MG", "descriptors in order, letters of S, M and G; the first feeds the classifier")
@@ -29,9 +29,7 @@ class Recipe:
     gem_p: float = number(3.0, "GeM's power, at first")
     image_width: int = number(224, "width of the network's input")
     image_height: int = number(224, "height of the network's input")
-    enlarge: float = number(
-        1.125, "training pictures are resized to so many times the input's size, then cropped to it"
-    )
+    enlarge: float = number(1.125, "training pictures are resized to so many times the input, then cropped to it")
     batch_size: int = number(128, "images a batch")
     images_per_identity: int = number(4, "images of each identity in a batch")
     iterations: int = number(1500, "batches to train on")

@@ -36,8 +36,7 @@ def command(*words, cwd=ROOT, **environment):
         [sys.executable, *map(str, words)],
         cwd=str(cwd),
         env=dict(os.environ, **environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         timeout=300,
     )

@@ -5,11 +5,11 @@ import re
 
 import numpy as np
 import pytest
-from conftest import command
 from PIL import Image
 
 from cgd import checkpoints, datasets, figures
 from cgd.retrieval import recall_at_k
+from conftest import command
 
 SMALL = "--image-width 32 --image-height 32 --dim 16 --batch-size 8 --images-per-identity 2 --gpu -1".split()
 

@@ -7,11 +7,11 @@ import types
 
 import numpy as np
 import pytest
-from conftest import ROOT, command
 
 from cgd import environment, machine
 from cgd.environment import mx
 from cgd.errors import InputError
+from conftest import ROOT, command
 
 
 class Driver:

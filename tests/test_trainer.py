@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cgd import checkpoints, datasets, environment, recipes, trainer
+from cgd import checkpoints, datasets, environment, images, losses, recipes, trainer
 from cgd.environment import mx
 from cgd.errors import InputError
 
@@ -36,8 +36,8 @@ def lines(folder):
 
 def test_it_overfits_two_batches(small_demo, tmp_path):
     run = make(small_demo, tmp_path, lr_steps=(), lr=1e-3)
-    view = trainer.images.TrainingView(run.dataset.train, run.size, run.size)
-    batches = list(trainer.images.loader(view, [run.sampler.batch(0), run.sampler.batch(1)], 0))
+    view = images.TrainingView(run.dataset.train, run.size, run.size)
+    batches = list(images.loader(view, [run.sampler.batch(0), run.sampler.batch(1)], 0))
     first = [run.step(*batch) for batch in batches]
     for _ in range(40):
         last = [run.step(*batch) for batch in batches]
@@ -125,17 +125,17 @@ def test_the_same_seed_gives_the_same_losses_with_any_number_of_workers(small_de
 def test_both_losses_reach_the_backbone_and_weigh_the_same(small_demo, tmp_path):
     """The gradient of a step is the sum of the two losses' gradients."""
     run = make(small_demo, tmp_path)
-    view = trainer.images.TrainingView(run.dataset.train, run.size, run.size)
-    pictures, identities = next(iter(trainer.images.loader(view, [run.sampler.batch(0)], 0)))
+    view = images.TrainingView(run.dataset.train, run.size, run.size)
+    pictures, identities = next(iter(images.loader(view, [run.sampler.batch(0)], 0)))
     weight = run.net.features[0].weight
-    x, labels = trainer.images.normalise(pictures, trainer.MEAN, trainer.STD), mx.nd.array(identities)
+    x, labels = images.normalise(pictures, trainer.MEAN, trainer.STD), mx.nd.array(identities)
     gradients = []
     for which in (0, 1):
         with mx.autograd.record():
             embeddings, logits = run.net(x)
             both = (
-                trainer.losses.batch_hard_triplet(embeddings, labels),
-                trainer.losses.smoothed_softmax(logits, labels),
+                losses.batch_hard_triplet(embeddings, labels),
+                losses.smoothed_softmax(logits, labels),
             )
         both[which].backward()
         gradients.append(weight.grad().asnumpy().copy())
