@@ -72,22 +72,20 @@ def load_weights(net, options, recipe):
 
 
 def run_folder(options, recipe):
-    """A new folder for the run. Raises InputError when the one that was asked for holds a run already."""
-    if options.output_dir:
-        folder = Path(options.output_dir)
-    else:
+    """The folder for the run. Raises InputError when the one that was asked for holds a run already."""
+    if not options.output_dir:
         names = (Path("runs/{}-{}-{}".format(options.dataset, recipe.config, n)) for n in range(1, 10**6))
-        folder = next(name for name in names if not name.exists())
-    if (folder / "log.jsonl").exists():
-        raise InputError("--output-dir {}: holds a run already; choose another".format(folder))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError("--output-dir {}: {}".format(folder, error.strerror))
+        return next(name for name in names if not name.exists())
+    if (Path(options.output_dir) / "log.jsonl").exists():
+        raise InputError("--output-dir {}: holds a run already; choose another".format(options.output_dir))
+    return Path(options.output_dir)
+
+
+def keep_arguments(folder, recipe):
+    """Makes the folder and writes into it what the run was asked to do."""
+    record = {"command": sys.argv, "recipe": asdict(recipe), "versions": environment.versions()}
     with replacing(folder / "arguments.json") as part:
-        record = dict(command=sys.argv, recipe=asdict(recipe), versions=environment.versions())
         part.write_text(json.dumps(record, indent=1) + "\n")
-    return folder
 
 
 def main():
@@ -104,11 +102,11 @@ def main():
     net = trainer.build(recipe, dataset, ctx)
     load_weights(net, options, recipe)
     folder = run_folder(options, recipe)
+    training = trainer.Trainer(net, dataset, recipe, folder, ctx, options.seed, options.num_workers)
+    keep_arguments(folder, recipe)
     print("run: {}".format(folder))
 
-    last, best, iteration = trainer.Trainer(net, dataset, recipe, folder, ctx, options.seed, options.num_workers).run(
-        options.save_every
-    )
+    last, best, iteration = training.run(options.save_every)
     for name, recalls, number in (("last", last, recipe.iterations), ("best", best, iteration)):
         text = "  ".join("R@{} {:.4f}".format(k, recall) for k, recall in zip(dataset.ranks, recalls))
         print("{}: {}  (iteration {}, {}/{})".format(name, text, number, folder, name))

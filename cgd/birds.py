@@ -369,7 +369,7 @@ def _twigs(rng, size):
 
 def _lit(image, rng):
     """The picture in another light: a cast of colour and a gamma."""
-    cast, gamma = rng.uniform(0.75, 1.25, 3), rng.uniform(0.75, 1.35)
+    cast, gamma = rng.uniform(0.8, 1.2, 3), rng.uniform(0.8, 1.3)
     levels = np.linspace(0, 1, 256) ** gamma * cast[:, None] * 255
     return image.point(np.clip(levels, 0, 255).astype(int).ravel().tolist())
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_PAIRS = 256  # pairs settled at a time: few enough for their float64 differences to stay in the cache
+_PAIRS = 64  # pairs settled at a time, so few that their float64 differences stay in the cache
 
 
 def recall_at_k(embeddings, labels, ks, gallery=None, gallery_labels=None, *, block=1024):
@@ -141,6 +141,7 @@ def _best_closeness(a, b, block):
 
 def _count_nearer(queries, items, positive, enough, block):
     """(N,) number of items of other classes at most as far as the nearest positive; right up to `enough`."""
+    copy = _first_copies(items.vectors)
     a, b = _points(queries.vectors, items.vectors)
     positive = positive * a.scale**2
     floor = np.where(positive > -np.inf, positive, np.inf)
@@ -151,13 +152,13 @@ def _count_nearer(queries, items, positive, enough, block):
         i, j, value = i[other], j[other], value[other]
         sure = value - 2 * (a.slack[i] + b.slack[j]) >= positive[i]
         nearer += np.bincount(i[sure], minlength=len(nearer))
-        i, j = i[~sure], j[~sure]
-        order = np.argsort(j, kind="stable")  # item by item: no query goes far beyond enough before another's turn
-        for part in _slices(len(order), _PAIRS):
-            part = order[part]
-            part = part[nearer[i[part]] < enough]
-            settled = _exact(a, i[part], b, j[part]) >= positive[i[part]]
-            np.add.at(nearer, i[part[settled]], 1)
+        # The others vector by vector: no query is settled far beyond enough, and copies of an item only once.
+        pairs, times = np.unique(copy[j[~sure]] * len(nearer) + i[~sure], return_counts=True)
+        for part in _slices(len(pairs), 1024):
+            j, i = np.divmod(pairs[part], len(nearer))
+            wanted = nearer[i] < enough
+            i, j = i[wanted], j[wanted]
+            np.add.at(nearer, i, times[part][wanted] * (_exact(a, i, b, j) >= positive[i]))
         floor[nearer >= enough] = np.inf
     return nearer
 
@@ -227,6 +228,12 @@ def _reaching(bound, rows, columns, floor):
     order = "C" if mask.flags.c_contiguous else "F"  # as it lies in memory: a copy would cost more than the rest
     i, j = np.unravel_index(np.flatnonzero(mask.ravel(order)), mask.shape, order)
     return i + rows.start, j + columns.start, bound[i, j]
+
+
+def _first_copies(vectors):
+    """(n,) index of the first of the vectors that are equal, bit by bit, to each."""
+    first = {}
+    return np.array([first.setdefault(row.tobytes(), i) for i, row in enumerate(vectors)])
 
 
 def _by_class(labels):
