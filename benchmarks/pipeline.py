@@ -1,0 +1,85 @@
+"""How much of the network's speed is left when pictures have to be read first.
+
+    python benchmarks/pipeline.py
+
+Evaluates drawn pictures of CUB's usual size with ResNet-50, as test.py does, and prints the rate end to end over that
+of the forward pass alone, in pairs, in one process.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cgd import environment, evaluator, images, machine, model  # noqa: E402
+from cgd.datasets import Record  # noqa: E402
+from cgd.environment import mx  # noqa: E402
+
+PREPARATION = evaluator.Preparation((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def draw(folder, count):
+    """Blurred noise, 500 x 375, which compresses to about the size of a photograph; each with a box."""
+    random = np.random.RandomState(0)
+    records = []
+    for number in range(count):
+        pixels = random.randint(0, 256, (375, 500, 3)).astype(np.uint8)
+        path = Path(folder) / "{}.jpg".format(number)
+        Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(2)).save(str(path), quality=92)
+        records.append(Record(path, 0, (60, 40, 325, 300), number))
+    return records
+
+
+def forward_rate(net, ctx, batch_size, count):
+    batch = mx.nd.random.uniform(shape=(batch_size, 3, 224, 224), ctx=ctx)
+    net(batch).wait_to_read()
+    start = time.time()
+    for _ in range(count // batch_size):
+        output = net(batch)
+    output.wait_to_read()
+    return count // batch_size * batch_size / (time.time() - start)
+
+
+def end_to_end_rate(net, ctx, batch_size, workers, records):
+    start = time.time()
+    evaluator.extract(net, records, PREPARATION, ctx, batch_size, workers, quiet=True)
+    return len(records) / (time.time() - start)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--num-workers", type=int, default=machine.usable_cores())
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--gpu", type=int, default=-1)
+    options = parser.parse_args()
+    ctx = environment.context(options.gpu)
+    net = model.CGD()
+    net.initialize(ctx=ctx)
+    net.hybridize(static_alloc=True, static_shape=True)
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        records = draw(folder, options.images)
+        size = sum(record.path.stat().st_size for record in records) / len(records) / 1000
+        start = time.time()
+        for record in records[:64]:
+            images.read_image(record.path)
+        print("{:.0f} kB a picture, {:.1f} ms to decode it".format(size, (time.time() - start) / 64 * 1000))
+        for _ in range(options.pairs):
+            forward = forward_rate(net, ctx, options.batch_size, options.images)
+            whole = end_to_end_rate(net, ctx, options.batch_size, options.num_workers, records)
+            ratios.append(whole / forward)
+            print("forward {:6.1f} images/s   end to end {:6.1f}   ratio {:.3f}".format(forward, whole, ratios[-1]))
+    print("median ratio {:.3f}".format(statistics.median(ratios)))
+
+
+if __name__ == "__main__":
+    main()
