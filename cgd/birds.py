@@ -49,7 +49,10 @@ SCENES = (
 )
 LEAVES = ((84, 128, 58), (130, 150, 66), (52, 92, 66), (196, 112, 48), (214, 172, 72), (226, 158, 176), (96, 74, 62))
 
-# family: plump, upright (degrees), head, neck, beak length, beak depth, hook, tail length, tail spread, tail fork, legs
+# The shape of a bird whose trunk has length 1: how high the trunk is and how steep (degrees), the head's radius, the
+# lengths of neck and beak, the beak's height and the drop of its tip, the tail's length, half its width and the depth
+# of its fork, the length of the legs.
+SHAPE = ("plump", "upright", "head", "neck", "beak", "depth", "hook", "tail", "spread", "fork", "leg")
 FAMILIES = {
     "Finch": (0.74, 32, 0.27, 0.02, 0.17, 0.17, 0.02, 0.34, 0.08, 0.05, 0.16),
     "Warbler": (0.62, 28, 0.24, 0.03, 0.17, 0.07, 0.00, 0.38, 0.07, 0.03, 0.20),
@@ -62,7 +65,6 @@ FAMILIES = {
     "Sunbird": (0.60, 40, 0.23, 0.04, 0.38, 0.05, 0.12, 0.30, 0.06, 0.06, 0.10),
     "Duck": (0.64, 4, 0.23, 0.16, 0.25, 0.10, -0.03, 0.20, 0.09, -0.05, 0.10),
 }
-SHAPE = ("plump", "upright", "head", "neck", "beak", "depth", "hook", "tail", "spread", "fork", "leg")
 
 
 def draw_demo(folder, classes=100, images_per_class=24, seed=0, progress=iter):
@@ -76,7 +78,7 @@ def draw_demo(folder, classes=100, images_per_class=24, seed=0, progress=iter):
 
     Writes images/<class>/<picture>.jpg (RGB, 128 to 168 pixels a side) and images.txt, image_class_labels.txt,
     classes.txt and bounding_boxes.txt (id, left, top, width, height in pixels); picture and class ids start at 1.
-    Returns the folder as a Path. Raises InputError if `folder` holds anything else.
+    Returns the folder as a Path. Raises InputError if `folder` is there and holds anything else.
     """
     folder = Path(folder)
     made = "drawing {}: {} classes of {} pictures, seed {}\n".format(DRAWING, classes, images_per_class, seed)

@@ -123,19 +123,20 @@ def _nearest_positive(queries, items, block):
 def _best_closeness(a, b, block):
     """(n,) closeness of each vector of a to the nearest of b, but to the nearest other one where b is a."""
     best = np.full(len(a.given), -np.inf)
-    floor = best.copy()
+    copy = _first_copies(b.given)
 
     def improve(i, j):
         exact = _exact(a, i, b, j)
         exact[(i == j) & (b is a)] = -np.inf
         np.maximum.at(best, i, exact)
-        floor[i] = np.where(best[i] < 0, best[i], np.inf)  # nothing is nearer than at distance 0
 
-    for rows, columns, bound in _blocks(a, b, floor, block):
+    for rows, columns, bound in _blocks(a, b, best, block):
         if b is a and rows == columns:
             np.fill_diagonal(bound, -np.inf)
         improve(np.arange(rows.start, rows.stop), columns.start + bound.argmax(axis=1))
-        improve(*_reaching(bound, rows, columns, floor)[:2])
+        i, j, _ = _reaching(bound, rows, columns, best)
+        _, first = np.unique(copy[j] * len(best) + i, return_index=True)  # of the copies of an item, one will do
+        improve(i[first], j[first])
     return best / a.scale**2
 
 
@@ -174,7 +175,7 @@ def _exact(a, i, b, j):
 
 def _points(x, y):
     """Make x and y ready for the float32 products, around the mean of y and scaled; one of them twice where y is x."""
-    centre = y.mean(axis=0, dtype=np.float64).astype(np.float32)  # equal vectors have it for their mean, exactly
+    centre = y.mean(axis=0, dtype=np.float64)
     scale = 2.0 ** -int(np.frexp(max(x.max(), -x.min(), y.max(), -y.min()))[1])  # to below 1: no product overflows
     a = _around(centre, scale, x)
     return a, (a if y is x else _around(centre, scale, y))
@@ -185,8 +186,8 @@ def _around(centre, scale, given):
 
     Summed in any order, D float32 products are off by at most g |x| |y|, where g = D u / (1 - D u) and u = 2 ** -24
     (Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1), and |x| |y| <= |x|^2 / 2 + |y|^2 / 2.
-    So the error of a pair is at most a sum of two parts, one for each vector. Rounding the vectors and taking away
-    their norms adds less than 10 u to g; 16 leaves room for the float64 values.
+    So the error of a pair is at most a sum of two parts, one for each vector. Rounding the vectors, taking away their
+    norms and rounding the floor that the bound is held against add less than 10 u to g; 16 leaves room for float64.
     """
     moved, half = np.empty(given.shape, np.float32), np.empty(len(given))
     for rows in _slices(len(given), 1024):
@@ -194,8 +195,7 @@ def _around(centre, scale, given):
         moved[rows] = exact
         half[rows] = 0.5 * np.square(exact, out=exact).sum(axis=1)
     roundings = (given.shape[1] + 16) * 2.0**-24
-    # Numbers too small for float32 add a little more, but nothing to a vector that lies at the centre.
-    slack = roundings / (1 - roundings) * (half + 2.0**-90 * (half > 0))
+    slack = roundings / (1 - roundings) * (half + 2.0**-90)  # and a little for numbers below the range of float32
     return _Points(given, scale, moved, (half - slack).astype(np.float32), slack)
 
 
@@ -224,16 +224,16 @@ def _blocks(a, b, floor, block):
 
 def _reaching(bound, rows, columns, floor):
     """(i, j, bound) of the pairs of a block whose bound is at or above the floor of its row."""
-    mask = bound >= np.nextafter(floor[rows].astype(np.float32), np.float32(-np.inf))[:, None]  # floor rounded down
+    mask = bound >= floor[rows, None].astype(np.float32)  # float64 would take twice the time
     order = "C" if mask.flags.c_contiguous else "F"  # as it lies in memory: a copy would cost more than the rest
     i, j = np.unravel_index(np.flatnonzero(mask.ravel(order)), mask.shape, order)
     return i + rows.start, j + columns.start, bound[i, j]
 
 
 def _first_copies(vectors):
-    """(n,) index of the first of the vectors that are equal, bit by bit, to each."""
+    """(n,) index of the first vector that is equal to each."""
     first = {}
-    return np.array([first.setdefault(row.tobytes(), i) for i, row in enumerate(vectors)])
+    return np.array([first.setdefault((row + 0).tobytes(), i) for i, row in enumerate(vectors)])  # + 0 makes -0.0 0.0
 
 
 def _by_class(labels):

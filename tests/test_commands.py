@@ -41,7 +41,7 @@ def test_train_reports_last_and_best(run):
     assert re.search(r"^last: R@1 \d\.\d{4} .*\(iteration 3, ", result.stdout, re.MULTILINE)
     assert re.search(r"^best: R@1 \d\.\d{4} ", result.stdout, re.MULTILINE)
     record = json.loads((folder / "arguments.json").read_text())
-    assert record["recipe"]["iterations"] == 3 and record["recipe"]["lr"] == 1e-3 and "--seed" in record["command"]
+    assert record["recipe"]["iterations"] == 3 and record["recipe"]["lr"] == 3e-3 and "--seed" in record["command"]
 
 
 def test_test_prints_what_train_measured(run, small_demo):

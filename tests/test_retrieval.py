@@ -8,7 +8,7 @@ import pytest
 from cgd import retrieval
 from cgd.retrieval import nearest, recall_at_k
 
-KS = (1, 2, 5, 30, 1000)
+KS = (2, 1000, 5, 30, 1)
 
 
 def squared_distances(x, y):
@@ -71,6 +71,7 @@ def test_recall_is_that_of_a_full_sort(kind, dim):
         expected = reference_recall(x, labels, KS)
         for block in (13, 32, 1024):
             assert recall_at_k(x, labels, KS, block=block) == pytest.approx(expected)
+            assert recall_at_k(x, labels, KS[:1], block=block) == pytest.approx(expected[:1])  # ends early
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -145,33 +146,66 @@ def test_labels_of_any_integer_type(dtype):
     assert recall_at_k([[0.0], [1.0], [5.0], [9.0]], labels, [1]) == [0.75]
 
 
+@pytest.mark.parametrize("long, short", ((1e37, 1e-3), (1e-3, 1e37)))
+def test_queries_and_gallery_of_very_different_lengths(long, short):
+    rng = np.random.default_rng(4)
+    x, y = (long * normal(rng, 40, 8)).astype(np.float32), (short * normal(rng, 40, 8)).astype(np.float32)
+    labels = np.arange(40) % 10
+    assert recall_at_k(x, labels, KS, y, labels) == pytest.approx(reference_recall(x, labels, KS, y, labels))
+
+
+def test_distances_below_the_range_of_float32():
+    # The squares of the small differences vanish in float32, beside vectors as long as the first two.
+    x = [[1e30], [-1e30], [0.0], [3e-20], [-5e-20]]
+    assert recall_at_k(x, [3, 4, 0, 0, 1], [1]) == [2 / 5]
+    assert recall_at_k(x, [3, 4, 0, 1, 0], [1]) == [1 / 5]
+
+
 HARD_SETS = {
     "equal": lambda rng, classes: np.full((2000, 32), 0.3),
     "nearly equal": lambda rng, classes: 7 + 1e-5 * normal(rng, 2000, 32),
     "half zero": lambda rng, classes: unit(rng, 2000, 32) * rng.integers(0, 2, (2000, 1)),
     "copies": lambda rng, classes: unit(rng, 20, 32)[rng.integers(0, 20, 2000)],
-    "tight classes": lambda rng, classes: unit(rng, 1000, 32)[classes] + 1e-6 * normal(rng, 2000, 32),
+    "tight classes": lambda rng, classes: unit(rng, 400, 32)[classes] + 1e-6 * normal(rng, 2000, 32),
 }
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    """The numbers of pairs that are settled in float64, call by call."""
+    calls, exact = [], retrieval._exact
+    monkeypatch.setattr(retrieval, "_exact", lambda a, i, b, j: calls.append(len(i)) or exact(a, i, b, j))
+    return calls
 
 
 @pytest.mark.parametrize("classes", (2, 400))
 @pytest.mark.parametrize("kind", HARD_SETS)
-def test_few_pairs_are_settled_one_by_one(kind, classes, monkeypatch):
-    settled, exact = [], retrieval._exact
-    monkeypatch.setattr(retrieval, "_exact", lambda a, i, b, j: settled.append(len(i)) or exact(a, i, b, j))
-    rng = np.random.default_rng(4)
+def test_few_pairs_need_to_be_settled(kind, classes, settled):
+    rng = np.random.default_rng(5)
     labels = rng.integers(0, classes, 2000)
     recall_at_k(HARD_SETS[kind](rng, labels), labels, [1, 100], block=256)
     assert sum(settled) < 25 * 2000  # of 2000 * 2000
 
 
-def test_a_query_that_has_missed_is_settled_no_further(monkeypatch):
-    settled, exact = [], retrieval._exact
-    monkeypatch.setattr(retrieval, "_exact", lambda a, i, b, j: settled.append(len(i)) or exact(a, i, b, j))
-    rng = np.random.default_rng(5)
-    x = rng.choice([-5, 3], (2000, 1)) + 1e-6 * normal(rng, 2000, 32)
-    recall_at_k(x, rng.integers(0, 400, 2000), [1])
+def test_a_query_that_has_missed_needs_no_more_settling(settled):
+    rng = np.random.default_rng(6)
+    two_clusters = rng.choice([-5, 3], (2000, 1)) + 1e-6 * normal(rng, 2000, 32)
+    recall_at_k(two_clusters, rng.integers(0, 400, 2000), [1])
     assert sum(settled) < 25 * 2000
+
+
+@pytest.mark.parametrize("classes, most", ((5, 200_000), (1000, 1000)))
+def test_queries_whose_answer_is_known_need_no_more_products(classes, most, monkeypatch):
+    """All vectors equal: with 5 classes every query misses soon; with 1000 classes none has a positive."""
+    sizes, bound = [], retrieval._bound
+
+    def counted(*args):
+        sizes.append(bound(*args).size)
+        return bound(*args)
+
+    monkeypatch.setattr(retrieval, "_bound", counted)
+    recall_at_k(np.full((1000, 4), 0.3), np.arange(1000) % classes, [1, 10], block=50)
+    assert sum(sizes) <= most  # of 500 000 without the mirrored ones
 
 
 def test_memory_does_not_grow_with_the_square():

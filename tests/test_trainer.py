@@ -58,7 +58,7 @@ def test_a_run_keeps_its_schedule_its_log_and_its_checkpoints(small_demo, tmp_pa
     looks = [line for line in log if "recall" in line]
     assert [line["iteration"] for line in steps] == [1, 2, 3, 4]
     # the rate that follows an iteration: it falls once 2, and once 3 iterations are done
-    np.testing.assert_allclose([line["lr"] for line in steps], [1e-3, 1e-4, 1e-5, 1e-5], rtol=1e-6)
+    np.testing.assert_allclose([line["lr"] for line in steps], [3e-3, 3e-4, 3e-5, 3e-5], rtol=1e-6)
     assert [line["iteration"] for line in looks] == [2, 4]
     assert list(looks[-1]["recall"].values()) == last
     assert best[0] == max(line["recall"]["1"] for line in looks)
