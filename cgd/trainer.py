@@ -183,7 +183,7 @@ def build(recipe, dataset, ctx):
         combine=recipe.combine,
         gem_p=recipe.gem_p,
     )
-    net.initialize(mx.init.Xavier(rnd_type="gaussian", factor_type="in", magnitude=2), ctx=ctx)
+    net.initialize(ctx=ctx)
     net(mx.nd.zeros((1, 3, recipe.image_height, recipe.image_width), ctx=ctx))  # settles the shapes
     net.hybridize(static_alloc=True)
     return net
