@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 _PAIRS = 64  # pairs settled at a time, so few that their float64 differences stay in the cache
+_TOGETHER = 128  # classes smaller than this share their products: one by one they would take longer
 
 
 def recall_at_k(embeddings, labels, ks, gallery=None, gallery_labels=None, *, block=1024):
@@ -111,30 +112,30 @@ class _Points(NamedTuple):
 def _nearest_positive(queries, items, block):
     """(N,) closeness of each query to the nearest other item of its class, -inf where there is none."""
     positive = np.full(len(queries.labels), -np.inf)
-    groups = _by_class(items.labels)
-    for label, members in _by_class(queries.labels).items():
-        if label in groups:
-            x = queries.vectors[members]
-            y = x if items is queries else items.vectors[groups[label]]
-            positive[members] = _best_closeness(*_points(x, y), block)
+    for members, group in _by_class(queries.labels, items.labels):
+        x = _Images(queries.vectors[members], queries.labels[members])
+        y = x if items is queries else _Images(items.vectors[group], items.labels[group])
+        positive[members] = _best_closeness(x, y, block)
     return positive
 
 
-def _best_closeness(a, b, block):
-    """(n,) closeness of each vector of a to the nearest of b, but to the nearest other one where b is a."""
+def _best_closeness(queries, items, block):
+    """What `_nearest_positive` finds, for one of the groups of `_by_class`."""
+    a, b = _points(queries.vectors, items.vectors)
+    copy = _first_copies(b)
     best = np.full(len(a.given), -np.inf)
-    copy = _first_copies(b.given)
 
     def improve(i, j):
         exact = _exact(a, i, b, j)
-        exact[(i == j) & (b is a)] = -np.inf
+        exact[(queries.labels[i] != items.labels[j]) | ((i == j) & (items is queries))] = -np.inf
         np.maximum.at(best, i, exact)
 
     for rows, columns, bound in _blocks(a, b, best, block):
-        if b is a and rows == columns:
+        bound[queries.labels[rows, None] != items.labels[columns]] = -np.inf
+        if items is queries and rows == columns:
             np.fill_diagonal(bound, -np.inf)
         improve(np.arange(rows.start, rows.stop), columns.start + bound.argmax(axis=1))
-        i, j, _ = _reaching(bound, rows, columns, best)
+        i, j, _ = _reaching(bound, rows, columns, np.where(best > -np.inf, best, np.inf))
         _, first = np.unique(copy[j] * len(best) + i, return_index=True)  # of the copies of an item, one will do
         improve(i[first], j[first])
     return best / a.scale**2
@@ -142,8 +143,8 @@ def _best_closeness(a, b, block):
 
 def _count_nearer(queries, items, positive, enough, block):
     """(N,) number of items of other classes at most as far as the nearest positive; right up to `enough`."""
-    copy = _first_copies(items.vectors)
     a, b = _points(queries.vectors, items.vectors)
+    copy = _first_copies(b)
     positive = positive * a.scale**2
     floor = np.where(positive > -np.inf, positive, np.inf)
     nearer = np.zeros(len(positive), np.intp)
@@ -152,7 +153,7 @@ def _count_nearer(queries, items, positive, enough, block):
         other = queries.labels[i] != items.labels[j]
         i, j, value = i[other], j[other], value[other]
         sure = value - 2 * (a.slack[i] + b.slack[j]) >= positive[i]
-        nearer += np.bincount(i[sure], minlength=len(nearer))
+        nearer[rows] += np.bincount(i[sure] - rows.start, minlength=len(bound))
         # The others vector by vector: no query is settled far beyond enough, and copies of an item only once.
         pairs, times = np.unique(copy[j[~sure]] * len(nearer) + i[~sure], return_counts=True)
         for part in _slices(len(pairs), 1024):
@@ -160,7 +161,7 @@ def _count_nearer(queries, items, positive, enough, block):
             wanted = nearer[i] < enough
             i, j = i[wanted], j[wanted]
             np.add.at(nearer, i, times[part][wanted] * (_exact(a, i, b, j) >= positive[i]))
-        floor[nearer >= enough] = np.inf
+        floor[rows][nearer[rows] >= enough] = np.inf
     return nearer
 
 
@@ -230,17 +231,27 @@ def _reaching(bound, rows, columns, floor):
     return i + rows.start, j + columns.start, bound[i, j]
 
 
-def _first_copies(vectors):
+def _first_copies(points):
     """(n,) index of the first vector that is equal to each."""
-    first = {}
-    return np.array([first.setdefault((row + 0).tobytes(), i) for i, row in enumerate(vectors)])  # + 0 makes -0.0 0.0
+    _, first, inverse = np.unique(points.slack, return_index=True, return_inverse=True)
+    copy = first[inverse]
+    later = np.flatnonzero(copy != np.arange(len(copy)))  # equal vectors have the same slack, but others might, too
+    for part in _slices(len(later), 1024):
+        i = later[part]
+        unequal = (points.given[i] != points.given[copy[i]]).any(axis=1)
+        copy[i[unequal]] = i[unequal]
+    return copy
 
 
-def _by_class(labels):
-    """{label: indices of its images}"""
-    order = np.argsort(labels, kind="stable")
-    values, starts = np.unique(labels[order], return_index=True)
-    return dict(zip(values.tolist(), np.split(order, starts[1:])))
+def _by_class(query_labels, item_labels):
+    """[(indices of the queries, indices of the items)] of the classes: of a large one, or of some small ones."""
+    classes, sizes = np.unique(item_labels, return_counts=True)
+    group = (np.cumsum(sizes) - sizes) // _TOGETHER
+    group_of_query = group[np.minimum(np.searchsorted(classes, query_labels), len(classes) - 1)]
+    group_of_item = group[np.searchsorted(classes, item_labels)]
+    return [
+        (np.flatnonzero(group_of_query == g), np.flatnonzero(group_of_item == g)) for g in np.unique(group_of_query)
+    ]
 
 
 def _slices(stop, size, start=0):
