@@ -92,6 +92,8 @@ def main():
     options = arguments()
     recipe = recipe_of(options)
     dataset = datasets.load(options.dataset, options.data_dir, options.train_txt, options.test_txt, options.bbox_txt)
+    if not dataset.train:
+        raise InputError("--test-txt goes with --train-txt here: there is nothing to train on")
     if options.uncropped:
         dataset = dataset._replace(
             train=datasets.without_boxes(dataset.train), test=datasets.without_boxes(dataset.test)

@@ -152,6 +152,7 @@ BAD_TRAININGS = [
     (["--batch-size", "64"], "32 identities"),
     (["--backbone", "resnet19"], "resnet19"),
     (["--backbone-params", "nowhere.params"], "nowhere.params"),
+    (["--test-txt", "LIST"], "--train-txt"),
 ]
 
 
@@ -159,6 +160,9 @@ BAD_TRAININGS = [
 def test_bad_input_to_train_is_one_line_and_code_2(small_demo, tmp_path, words, told):
     scratch = [] if "--backbone-params" in words else ["--from-scratch"]
     output = ["--output-dir", tmp_path / "run", *SMALL, *scratch]
+    record = datasets.demo(small_demo).test[0]
+    (tmp_path / "list.txt").write_text("image_id class_id path\n1 0 {}\n".format(record.path.relative_to(small_demo)))
+    words = [tmp_path / "list.txt" if word == "LIST" else word for word in words]
     result = command("train.py", "--dataset", "demo", "--data-dir", small_demo, *output, *words)
     assert result.returncode == 2
     assert told in result.stderr and "Traceback" not in result.stderr
