@@ -89,6 +89,9 @@ def save(net, prefix, description):
 
     `description` is a dict of what JSON can hold; the network's options and the versions are added to it.
     """
+    # On a CPU, a convolution that still runs may be changing the layout of its weights in place, and what is read
+    # meanwhile is neither the one nor the other.
+    mx.nd.waitall()
     values = {name: parameter.data(parameter.list_ctx()[0]) for name, parameter in net.collect_params().items()}
     symbol = _graph_of(net.options, {name: value.shape for name, value in values.items()})
     params = {"arg:" + name: values[name] for name in symbol.list_arguments() if name != "data"}

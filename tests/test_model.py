@@ -252,6 +252,7 @@ def backbone_file(tmp_path, change=None, whole=True):
     zoo = mx.gluon.model_zoo.vision.resnet18_v1()
     zoo.initialize(mx.init.Normal(0.5))
     zoo(mx.nd.zeros((1, 3, 64, 64)))
+    mx.nd.waitall()  # see checkpoints.save
     source = zoo if whole else zoo.features
     values = {name: parameter.data() for name, parameter in source._collect_params_with_prefix().items()}
     if change:
@@ -277,6 +278,7 @@ def test_backbone_weights_load_from_a_file_with_old_names(tmp_path):
     zoo = mx.gluon.model_zoo.vision.resnet18_v1(prefix="resnetv10_")
     zoo.initialize(mx.init.Normal(0.5))
     zoo(mx.nd.zeros((1, 3, 64, 64)))
+    mx.nd.waitall()
     mx.nd.save(str(tmp_path / "old.params"), {name: p.data() for name, p in zoo.collect_params().items()})
     features = model.convolutions("resnet18_v1")
     model.load_backbone(features, tmp_path / "old.params")
