@@ -69,7 +69,7 @@ def test_a_network_that_has_been_hybridized_saves_the_same(saved, tmp_path):
 
 
 def test_weights_are_read_only_once_the_network_stands_still(tmp_path, monkeypatch):
-    """Saved at once after a forward pass, 13 of 120 ResNet-18s went wrong: too rare for a test, so the order is seen."""
+    """Saved at once after a forward pass, 13 of 120 ResNet-18s went wrong: too rare to test, so the order is."""
     net, events = small_network(), []
     waitall, data = mx.nd.waitall, mx.gluon.Parameter.data
     monkeypatch.setattr(mx.nd, "waitall", lambda: events.append("wait") or waitall())
