@@ -7,66 +7,36 @@ The flags of the authors' evaluation script keep their names and meanings. What 
 checkpoint's own description (PREFIX.json), and for a checkpoint without one from the released model's.
 """
 
-import argparse
 import json
 import sys
 
 import numpy as np
 
-from cgd import datasets, environment, errors, evaluator, files, machine
+from cgd import environment, errors, evaluator, files, flags, images
 from cgd.checkpoints import Checkpoint
 from cgd.errors import InputError
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        description="Evaluate CGD.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = errors.Parser(description="Evaluate CGD.")
     add = parser.add_argument
     add("--pretrained-model", required=True, metavar="PREFIX", help="what stands before -symbol.json")
-    add("--dataset", choices=[*datasets.READERS, "lists"], help="the checkpoint's own by default, else cub200")
-    add("--data-dir", help="folder of the data set (default: ./data/CUB_200_2011, ./data/demo)")
-    add("--train-txt", metavar="FILE", help="list of training images, for the statistics")
-    add("--test-txt", metavar="FILE", help="list of test images, instead of the data set's own annotation files")
-    add("--bbox-txt", metavar="FILE", help="bounding boxes of the listed images")
-    add("--uncropped", action="store_true", help="whole pictures, not their bounding boxes")
-    add("--image-width", type=int, help="default: the checkpoint's, 224 for the released one")
-    add("--image-height", type=int, help="default: the checkpoint's, 224 for the released one")
-    add("--recallk", default="1,2,4,8", metavar="K,K,...", help="the K of Recall@K (default: 1,2,4,8)")
-    add("--batch-size", type=int, default=32, help="images a step (default: 32)")
-    add(
-        "--num-workers",
-        type=int,
-        default=machine.usable_cores(),
-        help="processes that decode; 0 for none (default: one a core)",
-    )
-    add("--gpu", type=int, default=0, help="number of the GPU; -1 for the CPU (default: 0)")
+    flags.add_data_flags(parser, "the checkpoint's own, else cub200")
+    add("--image-width", type=flags.whole(1), help="default: the checkpoint's, 224 for the released one")
+    add("--image-height", type=flags.whole(1), help="default: the checkpoint's, 224 for the released one")
+    add("--batch-size", type=flags.whole(1), default=32, help="images a step (default: 32)")
     add("--save-embeddings", metavar="FILE.npz", help="keep descriptors, identities, ids and paths")
     add("--results", metavar="FILE.json", help="keep the figures")
     options = parser.parse_args()
-    options.ranks = ranks(options.recallk)
     if options.save_embeddings and not options.save_embeddings.endswith(".npz"):
         raise InputError("--save-embeddings {}: expected a name that ends with .npz".format(options.save_embeddings))
-    if options.batch_size < 1 or options.num_workers < 0:
-        raise InputError("--batch-size and --num-workers: expected at least 1 and 0")
+    for file in filter(None, (options.save_embeddings, options.results)):
+        files.must_be_writable(file)
     return options
 
 
-def ranks(text):
-    """ "1,2,4,8" -> [1, 2, 4, 8]."""
-    try:
-        numbers = [int(word) for word in text.split(",")]
-    except ValueError:
-        numbers = [0]
-    if min(numbers) < 1:
-        raise InputError("--recallk {}: expected whole numbers from 1, as in 1,2,4,8".format(text))
-    return numbers
-
-
-def test_records(dataset, options, description):
-    """The test half, cropped or not, with a warning where that is not what the network was trained on."""
-    records = datasets.without_boxes(dataset.test) if options.uncropped else dataset.test
-    cropped = records[0].box is not None
+def warn_of_another_crop(cropped, description):
+    """Says where pictures are cropped otherwise than those that the network was trained on."""
     if cropped != description["cropped"]:
         print(
             "warning: this network was trained on {} pictures and is tested on {} ones; expect a lower recall".format(
@@ -74,7 +44,6 @@ def test_records(dataset, options, description):
             ),
             file=sys.stderr,
         )
-    return records, cropped
 
 
 def image_size(options, description):
@@ -91,47 +60,56 @@ def main():
     checkpoint = Checkpoint(options.pretrained_model)
     description = checkpoint.description
     name = options.dataset or description["dataset"]
-    dataset = datasets.load(name, options.data_dir, options.train_txt, options.test_txt, options.bbox_txt)
-    print(datasets.statistics(dataset))
-    records, cropped = test_records(dataset, options, description)
+    dataset = flags.load_dataset(options, name)
+    cropped = dataset.test[0].box is not None
+    warn_of_another_crop(cropped, description)
     preparation = evaluator.Preparation(image_size(options, description), description["mean"], description["std"])
     ctx = environment.context(options.gpu)
+    unreadable = images.Unreadable(options.skip_unreadable)
 
     result = evaluator.evaluate(
-        checkpoint.graph(ctx), records, options.ranks, preparation, ctx, options.batch_size, options.num_workers
+        checkpoint.graph(ctx), dataset, preparation, ctx, options.batch_size, options.num_workers, unreadable
     )
     print(
-        "{:.1f} images/s, search {:.2f} s, {} pictures".format(
-            result.images_per_second, result.search_seconds, "cropped" if cropped else "whole"
+        "{:.1f} images/s, search {:.2f} s, {} pictures{}".format(
+            result.images_per_second,
+            result.search_seconds,
+            "cropped" if cropped else "whole",
+            ", {} left out as unreadable".format(len(unreadable.reasons)) if unreadable.reasons else "",
         )
     )
-    print(evaluator.report(options.ranks, result.recalls))
+    print(evaluator.report(dataset.ranks, result.recalls))
 
     if options.save_embeddings:
-        save_embeddings(options.save_embeddings, result, records)
+        save_embeddings(options.save_embeddings, result)
     if options.results:
-        save_results(options, result, name, cropped)
+        save_results(options, result, dataset, cropped)
 
 
-def save_embeddings(file, result, records):
+def save_embeddings(file, result):
+    """All that was described; `gallery` is true for what the queries were searched in, where that is another set."""
+    parts = [result.queries, result.gallery] if result.gallery else [result.queries]
+    records = [record for part in parts for record in part.records]
     with files.replacing(file) as part:
         np.savez(
             str(part),
-            embeddings=result.embeddings,
-            identities=result.identities,
+            embeddings=np.concatenate([part.embeddings for part in parts]),
+            identities=np.concatenate([part.identities for part in parts]),
+            gallery=np.arange(len(records)) >= len(result.queries.records),
             image_ids=np.array([record.image_id for record in records]),
             boxes=np.array([record.box or (0, 0, 0, 0) for record in records]),  # no width: the whole picture
-            paths=np.array([str(record.path) for record in records]),
+            paths=np.array([record.path for record in records]),
         )
 
 
 def save_results(options, result, dataset, cropped):
     figures = {
         "pretrained_model": options.pretrained_model,
-        "dataset": dataset,
+        "dataset": dataset.name,
         "cropped": cropped,
-        "images": len(result.identities),
-        "recall": dict(zip(map(str, options.ranks), result.recalls)),
+        "images": len(result.queries.records),
+        "gallery": len(result.gallery.records) if result.gallery else None,
+        "recall": dict(zip(map(str, dataset.ranks), result.recalls)),
         "images_per_second": result.images_per_second,
         "search_seconds": result.search_seconds,
         "versions": environment.versions(),

@@ -7,34 +7,26 @@ A data set's recipe (cgd/recipes.py) gives the default of every number; a flag o
 of its own: log.jsonl, arguments.json, and the checkpoints `best` (by R@1 on the test half) and `last`, for test.py.
 """
 
-import argparse
 import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from cgd import datasets, environment, errors, machine, model, recipes, trainer
+from cgd import datasets, environment, errors, flags, images, model, recipes, trainer
 from cgd.checkpoints import Checkpoint
 from cgd.errors import InputError
 from cgd.files import replacing
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description="Train CGD.")
+    parser = errors.Parser(description="Train CGD.")
     add = parser.add_argument
-    add("--dataset", choices=list(recipes.RECIPES), default="cub200", help="data set and recipe (default: cub200)")
-    add("--data-dir", help="folder of the data set (default: ./data/CUB_200_2011, ./data/demo)")
-    add("--train-txt", metavar="FILE", help="list of training images, instead of the data set's own annotation files")
-    add("--test-txt", metavar="FILE", help="list of test images")
-    add("--bbox-txt", metavar="FILE", help="bounding boxes of the listed images")
-    add("--uncropped", action="store_true", help="whole pictures, not their bounding boxes")
+    flags.add_data_flags(parser, "cub200")
     add("--backbone-params", metavar="FILE", help="ImageNet weights (default: Gluon's model zoo)")
     add("--from-scratch", action="store_true", help="random weights")
     add("--pretrained-model", metavar="PREFIX", help="train on from this checkpoint, its kind of network included")
     add("--seed", type=int, default=0, help="of the weights, the batches and the augmentation (default: 0)")
-    add("--gpu", type=int, default=0, help="number of the GPU; -1 for the CPU (default: 0)")
-    add("--num-workers", type=int, default=machine.usable_cores(), help="processes that decode (default: one a core)")
-    add("--save-every", type=int, default=0, help="iterations between saves of `last` (default: 0, at the end only)")
+    add("--save-every", type=flags.whole(0), default=0, help="iterations between saves of `last` (default: 0, none)")
     add("--output-dir", help="the run's folder (default: the next free runs/DATASET-CONFIG-N)")
     group = parser.add_argument_group("the recipe")
     for name, text in recipes.flags():
@@ -42,6 +34,7 @@ def arguments():
         group.add_argument(
             "--" + name.replace("_", "-"), metavar=metavar, help="{} ({})".format(text, recipes.defaults_of(name))
         )
+    parser.set_defaults(dataset="cub200")
     return parser.parse_args()
 
 
@@ -58,8 +51,8 @@ def recipe_of(options):
             continue
         try:
             recipe = replace(recipe, **{name: recipes.parse(name, text)})
-        except ValueError:
-            raise InputError("--{} {}: not a number".format(name.replace("_", "-"), text))
+        except ValueError as error:
+            raise InputError("--{} {}: {}".format(name.replace("_", "-"), text, error))
     return recipe
 
 
@@ -76,9 +69,10 @@ def run_folder(options, recipe):
     if not options.output_dir:
         names = (Path("runs/{}-{}-{}".format(options.dataset, recipe.config, n)) for n in range(1, 10**6))
         return next(name for name in names if not name.exists())
-    if (Path(options.output_dir) / "log.jsonl").exists():
-        raise InputError("--output-dir {}: holds a run already; choose another".format(options.output_dir))
-    return Path(options.output_dir)
+    folder = Path(options.output_dir)
+    if (folder / "log.jsonl").exists():
+        raise InputError("--output-dir {}: holds a run already; choose another".format(folder))
+    return folder
 
 
 def keep_arguments(folder, recipe):
@@ -91,20 +85,15 @@ def keep_arguments(folder, recipe):
 def main():
     options = arguments()
     recipe = recipe_of(options)
-    dataset = datasets.load(options.dataset, options.data_dir, options.train_txt, options.test_txt, options.bbox_txt)
-    if not dataset.train:
-        raise InputError("--test-txt goes with --train-txt here: there is nothing to train on")
-    if options.uncropped:
-        dataset = dataset._replace(
-            train=datasets.without_boxes(dataset.train), test=datasets.without_boxes(dataset.test)
-        )
-    print(datasets.statistics(dataset))
+    dataset = flags.load_dataset(options, options.dataset)
+    datasets.check_trainable(dataset)
     ctx = environment.context(options.gpu)
     environment.seed_everything(options.seed)
     net = trainer.build(recipe, dataset, ctx)
     load_weights(net, options, recipe)
     folder = run_folder(options, recipe)
-    training = trainer.Trainer(net, dataset, recipe, folder, ctx, options.seed, options.num_workers)
+    unreadable = images.Unreadable(options.skip_unreadable)
+    training = trainer.Trainer(net, dataset, recipe, folder, ctx, options.seed, options.num_workers, unreadable)
     keep_arguments(folder, recipe)
     print("run: {}".format(folder))
 

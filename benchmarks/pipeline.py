@@ -33,7 +33,7 @@ def draw(folder, count):
         pixels = random.randint(0, 256, (375, 500, 3)).astype(np.uint8)
         path = Path(folder) / "{}.jpg".format(number)
         Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(2)).save(str(path), quality=92)
-        records.append(Record(path, 0, (60, 40, 325, 300), number))
+        records.append(Record(str(path), 0, (60, 40, 325, 300), number))
     return records
 
 
@@ -68,7 +68,7 @@ def main():
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
         records = draw(folder, options.images)
-        size = sum(record.path.stat().st_size for record in records) / len(records) / 1000
+        size = sum(Path(record.path).stat().st_size for record in records) / len(records) / 1000
         start = time.time()
         for record in records[:64]:
             images.read_image(record.path)

@@ -10,7 +10,6 @@ on the canvas.
     python -m cgd.birds --data-dir ./data/demo
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -377,7 +376,7 @@ def _lit(image, rng):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Draw the demo data set; a whole one is kept as it is.")
+    parser = errors.Parser(description="Draw the demo data set; a whole one is kept as it is.")
     parser.add_argument("--data-dir", default="./data/demo", help="where it is to be (default: ./data/demo)")
     print(draw_demo(parser.parse_args().data_dir))
 

@@ -7,10 +7,13 @@ evaluation code can use them too. PREFIX.json is ours; the authors' checkpoint h
 import json
 from pathlib import Path
 
+import numpy as np
+
 from cgd import model
 from cgd.environment import mx, versions
 from cgd.errors import InputError
 from cgd.files import replacing
+from cgd.parameters import read_arrays
 
 # What the released checkpoint expects, where a description does not say: the authors' evaluation code.
 RELEASED = {
@@ -55,12 +58,17 @@ class Checkpoint:
         states = set(self.symbol.list_auxiliary_states())
         model.check_names((arguments - {"data"}) | states, set(self.arg_params) | set(self.aux_params), file)
         height, width = self.description["image_height"], self.description["image_width"]
-        arg_shapes, _, aux_shapes = self.symbol.infer_shape_partial(data=(1, 3, height, width))
+        try:
+            arg_shapes, _, aux_shapes = self.symbol.infer_shape_partial(data=(1, 3, height, width))
+        except (mx.base.MXNetError, TypeError, ValueError):
+            raise InputError("{}-symbol.json: not a network for pictures of {} x {}".format(self.prefix, width, height))
         expected = dict(zip(self.symbol.list_arguments(), arg_shapes))
         expected.update(zip(self.symbol.list_auxiliary_states(), aux_shapes))
         for name, value in dict(self.arg_params, **self.aux_params).items():
             if expected[name] and expected[name] != value.shape:
                 raise InputError("{}: {} has shape {}, expected {}".format(file, name, value.shape, expected[name]))
+            if not np.isfinite(value.asnumpy()).all():
+                raise InputError("{}: {} holds values that are not finite".format(file, name))
 
     def graph(self, ctx):
         """The network as the graph says it: a block, images (N, 3, H, W) -> embedding (N, dim)."""
@@ -120,22 +128,24 @@ def _graph_of(options, shapes):
 def _read_symbol(file):
     _must_exist(file)
     try:
-        return mx.sym.load(file)
-    except mx.base.MXNetError:
-        raise InputError("{}: not a graph that MXNet can read".format(file))
+        symbol = mx.sym.load(file)
+        symbol.list_arguments()  # names that are no text would fail here
+        return symbol
+    except (mx.base.MXNetError, ValueError):  # UnicodeDecodeError is one
+        raise InputError("{}: not a graph that MXNet can read; is it whole?".format(file))
 
 
 def _read_params(file):
     _must_exist(file)
     try:
-        return _split(mx.nd.load(file))
-    except (mx.base.MXNetError, ValueError):
-        raise InputError("{}: not a parameter file that MXNet can read; is it whole?".format(file))
+        return _split(read_arrays(file))
+    except ValueError as error:
+        raise InputError("{}: {}".format(file, error))
 
 
 def _split(params):
     """{"arg:NAME": value, "aux:NAME": value} -> ({NAME: value}, {NAME: value})."""
-    if not isinstance(params, dict) or any(name[:4] not in ("arg:", "aux:") for name in params):
+    if any(name[:4] not in ("arg:", "aux:") for name in params):
         raise ValueError("expected names that start with arg: or aux:")
     by_kind = [{name[4:]: value for name, value in params.items() if name[:4] == kind} for kind in ("arg:", "aux:")]
     return by_kind[0], by_kind[1]
@@ -146,10 +156,16 @@ def _read_description(file):
         return {}
     try:
         description = json.loads(Path(file).read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError("{}: not JSON ({})".format(file, error))
     if not isinstance(description, dict):
         raise InputError("{}: expected a JSON object".format(file))
+    for key, example in RELEASED.items():
+        value = description.get(key, example)
+        if type(value) is not type(example) or value in ([], "") or (key.startswith("image_") and value < 1):
+            raise InputError("{}: {} is {!r}; expected something like {!r}".format(file, key, value, example))
+        if isinstance(example, list) and not (len(value) == 3 and all(isinstance(number, float) for number in value)):
+            raise InputError("{}: {} is {!r}; expected three numbers".format(file, key, value))
     return description
 
 

@@ -1,27 +1,42 @@
 """Data sets, as records: which picture, of which identity, in which box.
 
-A reader checks what it reads; whatever does not fit is an InputError that names the file and the line.
+Splits, ranks and sizes are the ones of the paper's protocol; each reader takes the official files in their official
+layout. Whatever does not fit is an InputError that says which file, and what to do.
 """
 
-from collections import namedtuple
+import os
+from collections import Counter, namedtuple
 from pathlib import Path
+from typing import Callable, Dict, NamedTuple, Optional, Tuple
 
 from cgd import birds
+from cgd.annotations import (
+    inside,
+    read_boxes,
+    read_cars,
+    read_list,
+    read_numbered,
+    read_partition,
+    read_rows,
+    whole_number,
+)
 from cgd.errors import InputError
 
-# path : Path of the picture · identity : int from 0, within its half of the data set
+# path : path of the picture, as text · identity : int from 0, within its half of the data set
 # box : (x, y, w, h) in whole pixels, or None · image_id : int, as the data set numbers it
 Record = namedtuple("Record", "path identity box image_id")
 
 # train, test : lists of Record · ranks : the K at which Recall@K is reported
-Dataset = namedtuple("Dataset", "name train test ranks")
+# gallery : list of Record that `test`, the queries, are searched in; None where they are searched among themselves
+Dataset = namedtuple("Dataset", "name train test ranks gallery")
+Dataset.__new__.__defaults__ = (None,)
 
-RANKS = (1, 2, 4, 8)
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp")  # what images.read_image reads
 
 
 def cub200(folder):
     """CUB-200-2011 from its official annotation files: classes 1-100 for training, 101-200 for test."""
-    return _read_cub_layout("cub200", folder, train_classes=100)
+    return _cub_layout(folder, train_classes=100)
 
 
 def demo(folder):
@@ -29,152 +44,294 @@ def demo(folder):
     if not Path(folder).exists():
         print("drawing the demo set: {}".format(folder))
         birds.draw_demo(folder)
-    classes = len(_rows(Path(folder) / "classes.txt", 2))
-    return _read_cub_layout("demo", folder, train_classes=classes // 2)
+    classes = len(read_rows(Path(folder) / "classes.txt", 2))
+    return _cub_layout(folder, train_classes=classes // 2)
 
 
-def from_lists(folder, train_txt, test_txt, bbox_txt=None, name="lists"):
-    """A data set from list files in the format of the authors' evaluation code.
+def cars196(folder):
+    """Cars196, classes 1-98 for training, 99-196 for test, in either of its two layouts.
 
-    train_txt, test_txt : a header `image_id class_id path`, then a row an image; paths are relative to `folder`.
-        `train_txt` may be None for an evaluation.
-    bbox_txt : rows `image_id x y w h`, no header, for every listed image; None for no boxes.
+    `cars_annos.mat` and `car_ims/`; or the later one, `cars_train/`, `cars_test/` and a devkit with
+    `cars_train_annos.mat` and `cars_test_annos_withlabels.mat` (which was a file of its own, and may stand beside it).
+    Both have the same pictures under other names; the original split into training and test does not matter.
     """
-    boxes = read_boxes(bbox_txt) if bbox_txt else None
-    train = read_list(train_txt, folder, boxes) if train_txt else []
-    return Dataset(name, train, read_list(test_txt, folder, boxes), RANKS)
+    folder = Path(folder)
+    if (folder / "cars_annos.mat").exists():
+        sources = [(folder / "cars_annos.mat", "relative_im_path", folder)]
+    else:
+        labelled = [where / "cars_test_annos_withlabels.mat" for where in (folder / "devkit", folder)]
+        if not any(file.exists() for file in labelled):
+            raise InputError(
+                "{}: expected cars_annos.mat, or devkit/cars_train_annos.mat and devkit/{}; see bash download.sh "
+                "cars196".format(folder, labelled[0].name)
+            )
+        sources = [
+            (folder / "devkit" / "cars_train_annos.mat", "fname", folder / "cars_train"),
+            (next(file for file in labelled if file.exists()), "fname", folder / "cars_test"),
+        ]
+    rows = []
+    for file, field, pictures in sources:
+        for number, path, label, box in read_cars(file, field):
+            rows.append((inside(pictures, path, file, number), _from_one(label, file, number), box))
+    records = [Record(path, label - 1, box, image_id) for image_id, (path, label, box) in enumerate(rows, 1)]
+    return _zero_shot(records, train_classes=98)
 
 
-READERS = {"cub200": cub200, "demo": demo}
-FOLDERS = {"cub200": "./data/CUB_200_2011", "demo": "./data/demo"}
+def sop(folder):
+    """Stanford Online Products from its own lists, whole pictures."""
+    folder = Path(folder)
+    return {half: _listed(folder / "Ebay_{}.txt".format(half), folder) for half in ("train", "test")}
 
 
-def load(name, folder=None, train_txt=None, test_txt=None, bbox_txt=None):
-    """The data set that a command's flags name: from list files where they are given, else by its own reader.
+def inshop(folder):
+    """In-shop Clothes Retrieval: queries against a gallery, whole pictures.
 
-    Raises InputError when files are missing or do not fit; pictures are looked up, not opened.
+    `list_eval_partition.txt` and `img/` in the folder, or in its `Eval` and `Img`, as the authors' drive has them.
     """
-    folder = Path(folder or FOLDERS.get(name, "."))
-    if bool(train_txt or bbox_txt) and not test_txt:
-        raise InputError("--train-txt and --bbox-txt go with --test-txt")
+    folder = Path(folder)
+    file = folder / "Eval" / "list_eval_partition.txt"
+    if not file.exists():
+        file = folder / "list_eval_partition.txt"
+    pictures = folder / "Img" if (folder / "Img").is_dir() else folder
+    halves, items = {"train": [], "query": [], "gallery": []}, {}
+    for image_id, (number, path, item, status) in enumerate(read_partition(file), 1):
+        identity = items.setdefault(item, len(items))
+        halves[status].append(Record(inside(pictures, path, file, number), identity, None, image_id))
+    return {"train": halves["train"], "test": halves["query"], "gallery": halves["gallery"]}
+
+
+def folders(folder):
+    """Anyone's own pictures: a folder for each class.
+
+    FOLDER/train/CLASS/PICTURE and FOLDER/test/CLASS/PICTURE; or FOLDER/CLASS/PICTURE, of which the first half of the
+    classes, in the order of their names, is for training and the rest for test.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(
+            "{}: no such folder; --data-dir names the one that holds a folder for each class".format(folder)
+        )
+    if (folder / "test").is_dir():
+        train = _class_folders(folder / "train") if (folder / "train").is_dir() else []
+        return {"train": train, "test": _class_folders(folder / "test")}
+    records = _class_folders(folder)
+    classes = count_identities(records)
+    if classes < 2:
+        raise InputError("{}: one class only; half of the classes are for training, half for test".format(folder))
+    return _zero_shot(records, train_classes=classes // 2)
+
+
+class Source(NamedTuple):
+    """Where a data set comes from, and what must be there.
+
+    read : folder -> {"train": records, "test": records}, and "gallery" where there is one
+    folder : where it lies if --data-dir does not say
+    ranks : the K at which Recall@K is reported
+    counts : {half: (identities, images)} of the official one; None for no check
+    """
+
+    read: Callable
+    folder: str
+    ranks: Tuple[int, ...] = (1, 2, 4, 8)
+    counts: Optional[Dict[str, Tuple[int, int]]] = None
+
+
+SOURCES = {
+    "cub200": Source(cub200, "./data/CUB_200_2011", counts={"train": (100, 5864), "test": (100, 5924)}),
+    "cars196": Source(cars196, "./data/Cars196", counts={"train": (98, 8054), "test": (98, 8131)}),
+    "sop": Source(
+        sop,
+        "./data/Stanford_Online_Products",
+        ranks=(1, 10, 100, 1000),
+        counts={"train": (11318, 59551), "test": (11316, 60502)},
+    ),
+    "inshop": Source(
+        inshop,
+        "./data/In-shop",
+        ranks=(1, 10, 20, 30, 40, 50),
+        counts={"train": (3997, 25882), "test": (3985, 14218), "gallery": (3985, 12612)},
+    ),
+    "demo": Source(demo, "./data/demo"),
+    "folders": Source(folders, "./data/folders"),
+    "lists": Source(None, "."),
+}
+
+
+def load(name, folder=None, train_txt=None, test_txt=None, bbox_txt=None, gallery_txt=None):
+    """The data set of that name: from list files where they are given, else by its own reader.
+
+    train_txt, test_txt, gallery_txt : lists as annotations.read_list has them, with paths relative to `folder`; without
+        `train_txt` there is nothing to train on, without `gallery_txt` the test half is searched in itself
+    bbox_txt : rows `image_id x y w h`, no header, for every listed image; None for whole pictures
+
+    Raises InputError when files are missing or do not fit, and when an official data set is not complete. Pictures are
+    looked up, not opened. Identities are numbered from 0 in each half, in the order of the data set's own.
+    """
+    if name not in SOURCES:
+        raise InputError("no data set {!r}; --dataset chooses one of {}".format(name, ", ".join(SOURCES)))
+    source = SOURCES[name]
+    folder = Path(folder or source.folder)
+    if not folder.is_dir() and name != "demo":
+        raise InputError(
+            "{}: no such folder; --data-dir names the data set's, bash download.sh gets one".format(folder)
+        )
     if test_txt:
-        dataset = from_lists(folder, train_txt, test_txt, bbox_txt, name)
-    elif name in READERS:
-        dataset = READERS[name](folder)
+        halves = _from_lists(folder, {"train": train_txt, "test": test_txt, "gallery": gallery_txt}, bbox_txt)
+    elif train_txt or bbox_txt or gallery_txt:
+        raise InputError("--train-txt, --gallery-txt and --bbox-txt go with --test-txt")
+    elif source.read:
+        halves = source.read(folder)
     else:
         raise InputError("--dataset {}: give its list files, --train-txt and --test-txt".format(name))
-    _check_pictures(dataset)
-    return dataset
+    if not halves["test"]:
+        raise InputError("{}: no pictures to test on".format(folder))
+    if source.counts:
+        _check_counts(name, halves, source.counts)
+    _check_pictures(halves)
+    (train,) = _numbered(halves.get("train", []))
+    test, gallery = _numbered(halves["test"], halves.get("gallery", []))
+    return Dataset(name, train, test, source.ranks, gallery or None)
 
 
 def statistics(dataset):
     """The table of classes and images, as the authors' evaluation code prints it."""
     rule = "+------------------------------+"
     halves = [("Train", dataset.train), ("Test", dataset.test)]
+    if dataset.gallery:
+        halves = [("Train", dataset.train), ("Query", dataset.test), ("Gallery", dataset.gallery)]
     counts = [(name, count_identities(records), len(records)) for name, records in halves]
-    total = ("Total", counts[0][1] + counts[1][1], counts[0][2] + counts[1][2])
+    tested = count_identities(dataset.test + (dataset.gallery or []))
+    total = ("Total", counts[0][1] + tested, sum(images for _, _, images in counts))
     rows = ["| {:<7} |    {:5d} | {:7d} |".format(*count) for count in counts + [total]]
     lines = ["###### Dataset Statistics ######", rule, "| Subset  | #Classes | #Images |", rule]
-    return "\n".join(lines + rows[:2] + [rule] + rows[2:] + [rule])
+    return "\n".join(lines + rows[:-1] + [rule] + rows[-1:] + [rule])
 
 
 def count_identities(records):
+    """How many identities the records have."""
     return len({record.identity for record in records})
 
 
-def without_boxes(records):
-    """The same records, whole pictures."""
-    return [record._replace(box=None) for record in records]
+def whole_pictures(dataset):
+    """The same data set without boxes."""
+
+    def without_boxes(records):
+        return records and [record._replace(box=None) for record in records]
+
+    return dataset._replace(
+        train=without_boxes(dataset.train), test=without_boxes(dataset.test), gallery=without_boxes(dataset.gallery)
+    )
 
 
-def read_boxes(file):
-    """{image_id: (x, y, w, h)} from rows `image_id x y w h`; numbers are cut to whole pixels, as the authors do."""
-    boxes = {}
-    for number, row in _rows(file, 5):
-        image_id = _whole_number(row[0], file, number)
-        if image_id in boxes:
-            raise InputError("{}:{}: image {} has a box already".format(file, number, image_id))
-        boxes[image_id] = tuple(_pixels(word, file, number) for word in row[1:])
-        if min(boxes[image_id][2:]) < 1:
-            raise InputError("{}:{}: a box of no area".format(file, number))
-    return boxes
+def check_trainable(dataset):
+    """Raises InputError for a data set that no ranking loss can learn from: nothing, or a class of one image.
 
-
-def read_list(file, folder, boxes=None):
-    """Records of a list file: a header `image_id class_id path`, then a row an image."""
-    rows = _rows(file, 3)
-    if rows[0][1][:2] != ["image_id", "class_id"]:
-        raise InputError("{}:1: expected the header 'image_id class_id path'".format(file))
-    records, seen = [], set()
-    for number, (image_id, identity, path) in rows[1:]:
-        image_id = _whole_number(image_id, file, number)
-        if image_id in seen:
-            raise InputError("{}:{}: image {} is listed twice".format(file, number, image_id))
-        seen.add(image_id)
-        box = _box_of(image_id, boxes, file, number)
-        records.append(
-            Record(_inside(folder, path, file, number), _whole_number(identity, file, number), box, image_id)
+    Official data sets are as they are.
+    """
+    if not dataset.train:
+        raise InputError("nothing to train on: --train-txt goes with --test-txt, a folder `train` with `test`")
+    if SOURCES[dataset.name].counts:
+        return
+    images = {}
+    for record in dataset.train:
+        images.setdefault(record.identity, []).append(record.path)
+    alone = [paths[0] for paths in images.values() if len(paths) == 1]
+    if alone:
+        raise InputError(
+            "{}: the only training image of its class, which so has no positive pair (as have {} of {} classes): add "
+            "pictures of the class, or leave it out".format(alone[0], len(alone), len(images))
         )
+
+
+def check_ranks(dataset):
+    """Raises InputError for a K beyond the number of pictures that a query is searched in."""
+    most = len(dataset.gallery) if dataset.gallery else len(dataset.test) - 1
+    if max(dataset.ranks) > most:
+        raise InputError(
+            "Recall@{0}: each query is searched in {1} images, so K can be {1} at most; --recallk chooses".format(
+                max(dataset.ranks), most
+            )
+        )
+
+
+def count_lonely(dataset):
+    """The number of queries that cannot be a hit: no other image of their class is searched."""
+    images = Counter(record.identity for record in dataset.gallery or dataset.test)
+    least = 1 if dataset.gallery else 2
+    return sum(images[record.identity] < least for record in dataset.test)
+
+
+def _cub_layout(folder, train_classes):
+    folder = Path(folder)
+    file, labels_file = folder / "images.txt", folder / "image_class_labels.txt"
+    labels, boxes = read_numbered(labels_file), read_boxes(folder / "bounding_boxes.txt")
+    records = []
+    for image_id, (number, path) in read_numbered(file).items():
+        if image_id not in labels:
+            raise InputError("{}:{}: image {} has no class in {}".format(file, number, image_id, labels_file.name))
+        line, word = labels[image_id]
+        label = _from_one(whole_number(word, labels_file, line), labels_file, line)
+        path = inside(folder / "images", path, file, number)
+        records.append(Record(path, label - 1, _box_of(image_id, boxes, file, number), image_id))
+    return _zero_shot(records, train_classes)
+
+
+def _zero_shot(records, train_classes):
+    """The field's usual split: the first classes for training, the others, never seen before, for test."""
+    return {
+        "train": [record for record in records if record.identity < train_classes],
+        "test": [record for record in records if record.identity >= train_classes],
+    }
+
+
+def _from_lists(folder, files, bbox_txt):
+    boxes = read_boxes(bbox_txt) if bbox_txt else None
+    return {half: _listed(file, folder, boxes) for half, file in files.items() if file}
+
+
+def _listed(file, folder, boxes=None):
+    """Records of a list file."""
+    return [
+        Record(inside(folder, path, file, number), class_id, _box_of(image_id, boxes, file, number), image_id)
+        for number, image_id, class_id, path in read_list(file)
+    ]
+
+
+def _class_folders(folder):
+    """Records of a folder of class folders, in the order of names."""
+    records, ignored = [], []
+    for identity, class_folder in enumerate(path for path in _visible(folder) if path.is_dir()):
+        for path in _visible(class_folder):
+            if path.suffix.lower() in PICTURES:
+                records.append(Record(str(path), identity, None, len(records) + 1))
+            else:
+                ignored.append(path)
     if not records:
-        raise InputError("{}: lists no images".format(file))
+        raise InputError("{}: expected a folder for each class, with {} in it".format(folder, " ".join(PICTURES)))
+    if ignored:
+        names = " ".join(PICTURES)
+        print("{}: left out {} files, not {}; first {}".format(folder, len(ignored), names, ignored[0]))
     return records
 
 
-def _read_cub_layout(name, folder, train_classes):
-    folder = Path(folder)
-    labels = {}
-    file = folder / "image_class_labels.txt"
-    for number, (image_id, label) in _rows(file, 2):
-        labels[_whole_number(image_id, file, number)] = _whole_number(label, file, number)
-    boxes = read_boxes(folder / "bounding_boxes.txt")
-    train, test = [], []
-    file = folder / "images.txt"
-    for number, (word, path) in _rows(file, 2):
-        image_id = _whole_number(word, file, number)
-        if image_id not in labels:
-            raise InputError("{}:{}: image {} has no class in image_class_labels.txt".format(file, number, image_id))
-        identity = labels[image_id] - 1
-        box = _box_of(image_id, boxes, file, number)
-        half, identity = (train, identity) if identity < train_classes else (test, identity - train_classes)
-        half.append(Record(_inside(folder / "images", path, file, number), identity, box, image_id))
-    return Dataset(name, train, test, RANKS)
+def _visible(folder):
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _rows(file, columns):
-    """[(line number, words)] of a text file's lines that are not blank."""
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError("{}: {}; is --data-dir the data set's folder?".format(file, error.strerror))
-    except UnicodeDecodeError:
-        raise InputError("{}: not a text file".format(file))
-    rows = [(number, line.split(None, columns - 1)) for number, line in enumerate(lines, 1) if line.strip()]
-    if not rows:
-        raise InputError("{}: empty".format(file))
-    for number, row in rows:
-        if len(row) != columns:
-            raise InputError("{}:{}: expected {} columns, found {}".format(file, number, columns, len(row)))
-    return rows
+def _numbered(*halves):
+    """The same lists of records with identities from 0 on, without gaps: the classifier has a logit for each."""
+    identities = sorted({record.identity for records in halves for record in records})
+    numbers = {identity: number for number, identity in enumerate(identities)}
+    return [
+        [Record(path, numbers[identity], box, image_id) for path, identity, box, image_id in records]
+        for records in halves
+    ]
 
 
-def _whole_number(word, file, number):
-    if word.isdigit():
-        return int(word)
-    raise InputError("{}:{}: expected a whole number, found {!r}".format(file, number, word))
-
-
-def _pixels(word, file, number):
-    try:
-        return int(float(word))
-    except (ValueError, OverflowError):
-        raise InputError("{}:{}: expected a number, found {!r}".format(file, number, word))
-
-
-def _inside(folder, path, file, number):
-    path = path.strip()
-    if path.startswith("/") or ".." in path.split("/"):
-        raise InputError("{}:{}: {!r} leads out of the data folder".format(file, number, path))
-    return Path(folder) / path
+def _from_one(label, file, number):
+    if label < 1:
+        raise InputError("{}:{}: classes are numbered from 1, found {}".format(file, number, label))
+    return label
 
 
 def _box_of(image_id, boxes, file, number):
@@ -185,12 +342,36 @@ def _box_of(image_id, boxes, file, number):
     return boxes[image_id]
 
 
-def _check_pictures(dataset):
-    """Before any work: a score on the pictures that happen to be there would be a score on another data set."""
-    missing = [record.path for record in dataset.train + dataset.test if not record.path.is_file()]
-    if missing:
-        raise InputError(
-            "{} of {} images are missing, the first of them {}".format(
-                len(missing), len(dataset.train) + len(dataset.test), missing[0]
+def _check_counts(name, halves, counts):
+    """A score on another number of pictures would be a score on another data set."""
+    for half, records in halves.items():
+        expected = counts.get(half)
+        found = count_identities(records), len(records)
+        if expected and found != expected:
+            raise InputError(
+                "--dataset {}: the {} half has {} classes and {} images, the official one {} and {}; for a data set of "
+                "your own use --dataset lists or --dataset folders".format(name, half, *found, *expected)
             )
-        )
+    if "gallery" in counts and "gallery" not in halves:
+        raise InputError("--dataset {}: its queries need their gallery; give --gallery-txt too".format(name))
+
+
+def _check_pictures(halves):
+    """Before any work. Folders are listed, which for many pictures takes less time than asking for each."""
+    listed, missing, count = {}, [], 0
+    for record in (record for records in halves.values() for record in records):
+        folder, name = os.path.split(record.path)
+        if folder not in listed:
+            listed[folder] = _names(folder)
+        count += 1
+        if name not in listed[folder]:
+            missing.append(record.path)
+    if missing:
+        raise InputError("{} of {} images are missing, the first of them {}".format(len(missing), count, missing[0]))
+
+
+def _names(folder):
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()

@@ -50,8 +50,8 @@ def main():
     start = time.time()
     folder = free_folder()
     train = ["train.py", "--dataset", "demo", "--from-scratch", *sys.argv[1:]]
-    print("drawing {}".format(datasets.FOLDERS["demo"]))
-    draw_demo(ROOT / datasets.FOLDERS["demo"], progress=tqdm)
+    print("drawing {}".format(datasets.SOURCES["demo"].folder))
+    draw_demo(ROOT / datasets.SOURCES["demo"].folder, progress=tqdm)
     command(*train, "--iterations", 0, "--output-dir", folder / "untrained")
     command(*train, "--output-dir", folder / "trained")
     figures = ROOT / folder

@@ -7,48 +7,61 @@ import numpy as np
 from tqdm import tqdm
 
 from cgd import images
+from cgd.errors import InputError
 from cgd.retrieval import recall_at_k
 
 # How pictures are made ready: size (width, height), mean and std of the three channels.
 Preparation = namedtuple("Preparation", "size mean std")
 
-# recalls : list of float, one for each rank · embeddings : (N, dim) float32 · identities : (N,) int
+# embeddings : (N, dim) float32 · identities : (N,) int · records : the N records they describe
+Described = namedtuple("Described", "embeddings identities records")
+
+# recalls : list of float, one for each rank · queries : Described · gallery : Described, or None
 # images_per_second : reading to descriptor · search_seconds : the time Recall@K took
-Result = namedtuple("Result", "recalls embeddings identities images_per_second search_seconds")
+Result = namedtuple("Result", "recalls queries gallery images_per_second search_seconds")
 
 
-def evaluate(embed, records, ranks, preparation, ctx, batch_size, num_workers, quiet=False):
-    """Recall@K of `records` among themselves, as a `Result`.
+def evaluate(embed, dataset, preparation, ctx, batch_size, num_workers, unreadable=None, quiet=False):
+    """Recall@K of the data set's test half, among itself or against its gallery, as a `Result`.
 
     embed : (N, 3, H, W) -> (N, dim), the network
-    ranks : the K
     ctx : the device that `embed` runs on
     batch_size, num_workers : images a step, and processes that decode ahead of the network
+    unreadable : images.Unreadable; the pictures it lets pass are no queries and are not found
     """
     start = time.time()
-    embeddings, identities = extract(embed, records, preparation, ctx, batch_size, num_workers, quiet)
+    queries, gallery = (
+        records and extract(embed, records, preparation, ctx, batch_size, num_workers, unreadable, quiet)
+        for records in (dataset.test, dataset.gallery)
+    )
     extracted = time.time()
-    recalls = recall_at_k(embeddings, identities, ranks)
+    searched_in = (gallery.embeddings, gallery.identities) if gallery else ()
+    recalls = recall_at_k(queries.embeddings, queries.identities, dataset.ranks, *searched_in)
     searched = time.time()
-    return Result(recalls, embeddings, identities, len(records) / (extracted - start), searched - extracted)
+    images_per_second = len(dataset.test + (dataset.gallery or [])) / (extracted - start)
+    return Result(recalls, queries, gallery, images_per_second, searched - extracted)
 
 
-def extract(embed, records, preparation, ctx, batch_size, num_workers, quiet=False):
-    """The descriptors (N, dim) float32 and the identities (N,) of `records`, in their order."""
+def extract(embed, records, preparation, ctx, batch_size, num_workers, unreadable=None, quiet=False):
+    """`Described`: the descriptors of `records`, in their order, less the pictures that `unreadable` lets pass."""
     view = images.TestView(records, preparation.size)
-    batches = images.loader(view, images.test_batches(len(records), batch_size), num_workers)
-    rows, identities = [], []
+    batches = images.loader(view, images.test_batches(len(records), batch_size), num_workers, unreadable)
+    rows, readable = [], []
     with tqdm(total=len(records), unit="image", disable=quiet, mininterval=0.5) as progress:
-        for pictures, labels in batches:
+        for pictures, _, whole in batches:
             pictures = pictures.as_in_context(ctx)
             rows.append(embed(images.normalise(pictures, preparation.mean, preparation.std)))
-            identities.append(labels)
+            readable.append(whole)
             if len(rows) > 1:  # waits for the batch before this one only: the device is never idle
                 rows[-2] = rows[-2].asnumpy()
                 progress.update(len(rows[-2]))
         rows[-1] = rows[-1].asnumpy()
         progress.update(len(rows[-1]))
-    return np.concatenate(rows), np.concatenate(identities)
+    readable = np.concatenate(readable)
+    if not readable.any():
+        raise InputError("none of the {} test pictures could be read".format(len(records)))
+    records = [record for record, whole in zip(records, readable) if whole]
+    return Described(np.concatenate(rows)[readable], np.array([record.identity for record in records]), records)
 
 
 def report(ranks, recalls):

@@ -4,12 +4,12 @@ python test.py --pretrained-model=runs/demo-MG-1/last --save-embeddings=demo.npz
 python -m cgd.figures demo.npz neighbours.png
 """
 
-import argparse
+import zipfile
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cgd import errors, files
+from cgd import errors, files, flags
 from cgd.errors import InputError
 from cgd.retrieval import nearest
 
@@ -17,16 +17,21 @@ SIDE, GAP, FRAME = 96, 8, 4
 INK, RIGHT, WRONG = (40, 40, 40), (34, 139, 76), (200, 52, 44)
 
 
-def neighbours(embeddings, identities, paths, boxes, file, queries=8, k=8, seed=0):
-    """Draws queries, picked at random, each in a row with its k nearest others: right ones ticked, wrong ones crossed.
+def neighbours(kept, file, queries=8, k=8, seed=0):
+    """Draws queries, picked at random, each in a row with its k nearest: right ones ticked, wrong ones crossed.
 
-    embeddings : (N, D) · identities : (N,) · paths : N paths · boxes : N of (x, y, w, h) or None · file : the picture
+    kept : {name: array}, what test.py --save-embeddings wrote · file : the picture
     """
-    count = len(embeddings)
-    k = min(k, count - 1)
-    rows = np.sort(np.random.RandomState(seed).permutation(count)[:queries])
-    found = nearest(embeddings, k)[rows]
-    sheet = Image.new("RGB", ((k + 1) * (SIDE + GAP) + 3 * GAP, len(rows) * (SIDE + GAP) + 4 * GAP), "white")
+    identities, paths, in_gallery = kept["identities"], kept["paths"], kept["gallery"]
+    boxes = [tuple(box) if box[2] else None for box in kept["boxes"].tolist()]
+    asked, searched = kept["embeddings"][~in_gallery], kept["embeddings"][in_gallery]
+    rows = np.sort(np.random.RandomState(seed).permutation(len(asked))[:queries])
+    if len(searched):
+        found = nearest(asked, min(k, len(searched)), searched)[rows] + len(asked)  # the gallery follows the queries
+    else:
+        found = nearest(asked, min(k, len(asked) - 1))[rows]
+    width = (found.shape[1] + 1) * (SIDE + GAP) + 3 * GAP
+    sheet = Image.new("RGB", (width, len(rows) * (SIDE + GAP) + 4 * GAP), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(14)
     draw.text((GAP, GAP), "query", INK, font)
@@ -65,20 +70,20 @@ def _mark(draw, x, y, right):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Draw queries and what they retrieve.")
+    parser = errors.Parser(description="Draw queries and what they retrieve.")
     parser.add_argument("embeddings", metavar="EMBEDDINGS.npz", help="what test.py --save-embeddings wrote")
     parser.add_argument("picture", metavar="OUT.png")
-    parser.add_argument("--queries", type=int, default=8, help="how many, picked at random (default: 8)")
-    parser.add_argument("--neighbours", type=int, default=8, help="how many of each (default: 8)")
-    parser.add_argument("--seed", type=int, default=0, help="other seeds pick other queries (default: 0)")
+    parser.add_argument("--queries", type=flags.whole(1), default=8, help="how many, picked at random (default: 8)")
+    parser.add_argument("--neighbours", type=flags.whole(1), default=8, help="how many of each (default: 8)")
+    parser.add_argument("--seed", type=flags.whole(0), default=0, help="other seeds pick other queries (default: 0)")
     options = parser.parse_args()
+    names = ("embeddings", "identities", "paths", "boxes", "gallery")
     try:
-        kept = np.load(options.embeddings)
-        arrays = [kept[name] for name in ("embeddings", "identities", "paths", "boxes")]
-    except (OSError, ValueError, KeyError) as error:
+        with np.load(options.embeddings) as archive:
+            kept = {name: archive[name] for name in names}
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise InputError("{}: not what test.py --save-embeddings writes ({})".format(options.embeddings, error))
-    boxes = [tuple(box) if box[2] else None for box in arrays[3].tolist()]
-    neighbours(*arrays[:3], boxes, options.picture, options.queries, options.neighbours, options.seed)
+    neighbours(kept, options.picture, options.queries, options.neighbours, options.seed)
     print("written: {}".format(options.picture))
 
 

@@ -26,3 +26,17 @@ def replacing(path):
     finally:
         if part.exists():
             part.unlink()
+
+
+def must_be_writable(path):
+    """Raises InputError where `path` could not be written later: better now than after hours of work."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError("{}: is a folder; expected a file's name".format(path))
+    part = path.with_name(".part-{}-{}".format(os.getpid(), path.name))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        part.unlink()
+    except OSError as error:
+        raise InputError("{}: cannot be written ({})".format(path, error.strerror))

@@ -4,26 +4,58 @@ Reading and resizing are MXNet's own OpenCV calls, as in the authors' evaluation
 resize gives other pixels, and the published figures depend on them.
 """
 
+import ctypes
+import io
+import os
+import signal
+import sys
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+from tqdm import tqdm
 
 from cgd.environment import mx
 from cgd.errors import InputError
 
 BILINEAR = 1  # OpenCV's number for it
+JPEG, PNG, BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"  # what such files begin with
+SCAN, END = b"\xff\xda", b"\xff\xd9"  # JPEG's marks before a picture's pixels, and after them
 
 
 def read_image(path):
-    """The picture as an NDArray (H, W, 3), uint8, RGB. Raises InputError that names a file that cannot be decoded."""
+    """The picture of a JPEG, PNG or BMP file as an NDArray (H, W, 3), uint8, RGB.
+
+    As the authors' evaluation code reads it: grey, palette, CMYK and 16-bit pictures become RGB of 8 bits,
+    transparency is dropped, and the camera's note how the picture should be turned (EXIF) is left alone.
+    Raises InputError that names a file that is missing, of another kind, or not whole.
+    """
     try:
-        image = mx.image.imdecode(Path(path).read_bytes())
+        data = Path(path).read_bytes()
+        _check_whole(data)
+        image = mx.image.imdecode(data)
         image.wait_to_read()  # decoding is asynchronous, and so would be its error
     except OSError as error:
-        raise InputError("{}: {}".format(path, error.strerror))
-    except (mx.base.MXNetError, ValueError):
-        raise InputError("{}: not a picture that can be decoded".format(path))
+        raise InputError("{}: {}".format(path, error.strerror or error))
+    except (mx.base.MXNetError, ValueError) as error:
+        reason = "cannot be decoded" if isinstance(error, mx.base.MXNetError) else error
+        raise InputError("{}: {}".format(path, reason))
     return image
+
+
+def _check_whole(data):
+    """Raises ValueError or OSError for a picture that is cut off: OpenCV would fill what is missing with anything."""
+    if data.startswith(JPEG):
+        # Neither mark can occur among pixels. Some files lack the last mark and nothing else: Pillow decides.
+        if data.rfind(END) < data.rfind(SCAN):
+            Image.open(io.BytesIO(data)).load()
+    elif data.startswith(PNG):
+        try:
+            Image.open(io.BytesIO(data)).verify()  # the checksums, not the pixels
+        except Exception as error:  # Pillow raises SyntaxError and others
+            raise ValueError("broken PNG file ({})".format(error))
+    elif not data.startswith(BMP):
+        raise ValueError("expected a JPEG, PNG or BMP picture" if data else "empty file")
 
 
 def crop(image, box):
@@ -47,58 +79,111 @@ def normalise(batch, mean, std):
     return mx.nd.image.normalize(mx.nd.image.to_tensor(batch), mean, std)
 
 
-class TestView(mx.gluon.data.Dataset):
-    """index -> (picture (H, W, 3) uint8, identity): cropped to its box and resized to `size` (width, height)."""
+class View(mx.gluon.data.Dataset):
+    """key -> (picture (H, W, 3) uint8, identity, None), or (black, identity, why the picture cannot be read)."""
 
     def __init__(self, records, size):
         self.records, self.size = records, size
+        self.process = os.getpid()
 
     def __len__(self):
         return len(self.records)
 
-    def __getitem__(self, index):
-        record = self.records[index]
-        return resize(_cropped(record), self.size).asnumpy(), record.identity
+    def __getitem__(self, key):
+        self._begin_process()
+        record = self.records[self.index(key)]
+        try:
+            return self.picture(record, key), record.identity, None
+        except InputError as error:
+            return np.zeros((self.size[1], self.size[0], 3), np.uint8), record.identity, str(error)
+
+    def _begin_process(self):
+        """A loader process ends when the process that began it does, even by kill -9; else it would wait for ever."""
+        if self.process != os.getpid():
+            self.process = os.getpid()
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, Linux
 
 
-class TrainingView(mx.gluon.data.Dataset):
-    """(index, seed) -> (picture (H, W, 3) uint8, identity), augmented.
+class TestView(View):
+    """index -> picture: cropped to its box and resized to `size` (width, height)."""
+
+    def index(self, key):
+        return key
+
+    def picture(self, record, key):
+        return resize(_cropped(record), self.size).asnumpy()
+
+
+class TrainingView(View):
+    """(index, seed) -> picture, augmented.
 
     Cropped to its box and resized to `enlarged` (width, height); of that a random piece of `size`, flipped with
     probability 1/2. What is random is drawn from `seed` alone, so that it is the same whichever process does it.
     """
 
     def __init__(self, records, size, enlarged):
-        self.records, self.size, self.enlarged = records, size, enlarged
+        super().__init__(records, size)
+        self.enlarged = enlarged
 
-    def __len__(self):
-        return len(self.records)
+    def index(self, key):
+        return key[0]
 
-    def __getitem__(self, key):
-        index, seed = key
-        record = self.records[index]
-        random = np.random.RandomState(seed)
+    def picture(self, record, key):
+        random = np.random.RandomState(key[1])
         image = resize(_cropped(record), self.enlarged).asnumpy()
         x, y = (random.randint(big - small + 1) for big, small in zip(self.enlarged, self.size))
         image = image[y : y + self.size[1], x : x + self.size[0]]
-        return image[:, ::-1] if random.randint(2) else image, record.identity
+        return image[:, ::-1] if random.randint(2) else image
 
 
 def _cropped(record):
+    image = read_image(record.path)
     try:
-        return crop(read_image(record.path), record.box)
-    except InputError as error:
-        # the box's error does not know the file's name
-        raise error if str(record.path) in str(error) else InputError("{}: {}".format(record.path, error))
+        return crop(image, record.box)
+    except InputError as error:  # which does not know the file's name
+        raise InputError("{}: {}".format(record.path, error))
 
 
-def loader(view, batches, num_workers):
-    """Iterates over (pictures (N, H, W, 3) uint8 NDArray, identities (N,) int array), one for each list in `batches`.
+class Unreadable:
+    """The pictures that could not be read: each is told, and one more than `limit` of them ends the run."""
 
-    `num_workers` processes decode ahead; 0 decodes in this process.
+    def __init__(self, limit=0):
+        self.limit, self.reasons = limit, set()
+
+    def add(self, reason):
+        """`reason` names the file. Raises InputError when that is one too many."""
+        if reason in self.reasons:
+            return
+        self.reasons.add(reason)
+        if self.limit == 0:
+            raise InputError("{}; --skip-unreadable N goes on without up to N such pictures".format(reason))
+        if len(self.reasons) > self.limit:
+            raise InputError("{}; more than --skip-unreadable {}".format(reason, self.limit))
+        tqdm.write("left out ({} of {}): {}".format(len(self.reasons), self.limit, reason), file=sys.stderr)
+
+
+def loader(view, batches, num_workers, unreadable=None):
+    """Yields (pictures (N, H, W, 3) uint8 NDArray, identities (N,) int array, readable (N,) bool array) for `batches`.
+
+    batches : lists of the view's keys
+    num_workers : processes that decode ahead; 0 decodes in this process
+    unreadable : what to do about pictures that cannot be read; without it the first is an InputError
     """
+    unreadable = unreadable or Unreadable()
+    for pictures, identities, reasons in _batches(view, batches, num_workers):
+        for reason in filter(None, reasons):
+            unreadable.add(reason)
+        yield pictures, identities, np.array([reason is None for reason in reasons])
+
+
+def _batches(view, batches, num_workers):
     stack = _stack_shared if num_workers else _stack
-    return mx.gluon.data.DataLoader(view, batch_sampler=batches, batchify_fn=stack, num_workers=num_workers)
+    # Ctrl-C goes to every process of the terminal: it is this one's to handle, and the loader processes ignore it.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return mx.gluon.data.DataLoader(view, batch_sampler=batches, batchify_fn=stack, num_workers=num_workers)
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def test_batches(count, batch_size):
@@ -107,12 +192,12 @@ def test_batches(count, batch_size):
 
 
 def _stack(samples):
-    pictures, identities = zip(*samples)
-    return mx.nd.array(np.stack(pictures), dtype="uint8"), np.array(identities)
+    pictures, identities, reasons = zip(*samples)
+    return mx.nd.array(np.stack(pictures), dtype="uint8"), np.array(identities), reasons
 
 
 def _stack_shared(samples):
     """As `_stack`, in memory that the main process sees too: nothing is copied between the processes."""
-    pictures, identities = zip(*samples)
+    pictures, identities, reasons = zip(*samples)
     shared = mx.nd.array(np.stack(pictures), dtype="uint8", ctx=mx.Context("cpu_shared", 0))
-    return shared, np.array(identities)
+    return shared, np.array(identities), reasons

@@ -5,6 +5,7 @@ Sources are named as in README: "the released graph" is the `-symbol.json` of th
 
 from cgd.environment import mx
 from cgd.errors import InputError
+from cgd.parameters import read_arrays
 
 nn, vision, model_store = mx.gluon.nn, mx.gluon.model_zoo.vision, mx.gluon.model_zoo.model_store
 
@@ -215,12 +216,7 @@ def load_backbone(features, file):
     network's prefix ("resnetv10_conv0_weight"). The zoo's classifier, "output", is left out.
     Raises InputError that names what is missing, left over or of another shape.
     """
-    try:
-        loaded = mx.nd.load(str(file))
-    except (mx.base.MXNetError, OSError) as error:
-        raise InputError("{}: not a readable parameter file ({})".format(file, str(error).strip().splitlines()[-1]))
-    if not isinstance(loaded, dict):
-        raise InputError("{}: expected named parameters".format(file))
+    loaded = read_arrays(file)
     if any("." in name for name in loaded):
         parameters = features._collect_params_with_prefix()
         loaded = {name[len("features.") :] if name.startswith("features.") else name: loaded[name] for name in loaded}

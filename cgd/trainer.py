@@ -30,11 +30,12 @@ class Trainer:
     folder : where log.jsonl and the checkpoints `best` and `last` go
     ctx : the device
     seed, num_workers : int
+    unreadable : images.Unreadable, what to do about pictures that cannot be read
     """
 
-    def __init__(self, net, dataset, recipe, folder, ctx, seed=0, num_workers=0):
+    def __init__(self, net, dataset, recipe, folder, ctx, seed=0, num_workers=0, unreadable=None):
         self.net, self.dataset, self.recipe, self.ctx = net, dataset, recipe, ctx
-        self.folder, self.seed, self.num_workers = Path(folder), seed, num_workers
+        self.folder, self.seed, self.num_workers, self.unreadable = Path(folder), seed, num_workers, unreadable
         self.size = (recipe.image_width, recipe.image_height)
         self.identities = [record.identity for record in dataset.train]
         self.sampler = IdentitySampler(
@@ -59,7 +60,10 @@ class Trainer:
         meter = Meter()
         with open(self.folder / "log.jsonl", "a") as log, tqdm(total=recipe.iterations, unit="it") as progress:
             try:
-                for pictures, identities in images.loader(view, self.sampler, self.num_workers):
+                for pictures, identities, readable in images.loader(
+                    view, self.sampler, self.num_workers, self.unreadable
+                ):
+                    pictures, identities = only(readable, pictures, identities)
                     meter.add(*self.step(pictures, identities), len(identities))
                     progress.update()
                     progress.set_postfix_str(meter.text(self.learning_rate()), refresh=False)
@@ -109,12 +113,12 @@ class Trainer:
         ranks = self.dataset.ranks
         self.recalls = evaluator.evaluate(
             self.net.embed,
-            self.dataset.test,
-            ranks,
+            self.dataset,
             evaluator.Preparation(self.size, MEAN, STD),
             self.ctx,
             self.recipe.batch_size,
             self.num_workers,
+            self.unreadable,
             quiet=True,
         ).recalls
         write_line(log, {"iteration": self.iteration, "recall": dict(zip(map(str, ranks), self.recalls))})
@@ -166,6 +170,15 @@ class Meter:
         ranking, classification, rate = self.means()
         self.restart()
         return {"ranking_loss": ranking, "classification_loss": classification, "images_per_second": rate}
+
+
+def only(readable, pictures, identities):
+    """The pictures and identities of a batch that could be read."""
+    if readable.all():
+        return pictures, identities
+    if not readable.any():
+        raise InputError("none of the pictures of a batch could be read")
+    return mx.nd.array(pictures.asnumpy()[readable], dtype=pictures.dtype), identities[readable]
 
 
 def write_line(log, figures):

@@ -1,16 +1,23 @@
 """What several tests share: a small demo set, and the material beside the checkout where there is some."""
 
 import os
+import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from cgd import birds  # noqa: E402
+
+# A list file and its boxes.
+LIST = "image_id class_id path\n1 0 images/a.jpg\n2 0 images/b.jpg\n3 1 images/c with blank.jpg\n"
+BOXES = "1 60.9 27.0 325.0 304.0\n2 1 2 3 4\n3 5 6 7 8\n"
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +37,16 @@ def shared():
     return folder
 
 
+def annotations_file(folder, rows, names=("relative_im_path", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class")):
+    """A MATLAB file as Cars196 has them, written by scipy."""
+    io = pytest.importorskip("scipy.io", reason="no scipy here: MATLAB files cannot be written")
+    table = np.zeros((1, len(rows)), dtype=[(name, object) for name in names])
+    for column, row in enumerate(rows):
+        table[0, column] = row
+    io.savemat(str(folder / "annos.mat"), {"annotations": table})
+    return folder / "annos.mat"
+
+
 def command(*words, cwd=ROOT, **environment):
     """Runs a command of the project as a user would; the finished process, its output as text."""
     return subprocess.run(
@@ -40,3 +57,38 @@ def command(*words, cwd=ROOT, **environment):
         text=True,
         timeout=300,
     )
+
+
+def command_here(monkeypatch, capfd, *words):
+    """As `command`, but in this process: without the seconds that a start takes."""
+    capfd.readouterr()
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    code = 0
+    try:
+        runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+    except SystemExit as end:
+        code = end.code
+    return subprocess.CompletedProcess(words, code, *capfd.readouterr())
+
+
+def running(process):
+    """Whether a process of this number is there and is no zombie."""
+    try:
+        return Path("/proc/{}/stat".format(process)).read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def children_of(process):
+    """The numbers of a process's children."""
+    tasks = Path("/proc/{}/task".format(process)).iterdir()
+    return [int(word) for task in tasks for word in (task / "children").read_text().split()]
+
+
+def wait_until(condition, seconds=20):
+    """Whether the condition holds within so many seconds."""
+    end = time.time() + seconds
+    while not condition() and time.time() < end:
+        time.sleep(0.05)
+    return condition()

@@ -110,7 +110,11 @@ def test_a_checkpoint_without_description_has_the_released_models(saved):
         (lambda v: v.pop("aux:resnetv10_batchnorm0_running_var"), "lacks 1 .*running_var"),
         (lambda v: v.update({"arg:extra": mx.nd.zeros(1)}), "unknown 1 .*extra"),
         (lambda v: v.update({"arg:faenet0_dense1_bias": mx.nd.zeros(7)}), r"dense1_bias has shape \(7,\), .*\(6,\)"),
-        (lambda v: v.update({"faenet0_dense1_bias": mx.nd.zeros(6)}), "0000.params: not a parameter file"),
+        (
+            lambda v: v.update({"arg:faenet0_dense1_bias": mx.nd.array([0, 1, np.nan, 0, 0, 0])}),
+            "dense1_bias .*not finite",
+        ),
+        (lambda v: v.update({"faenet0_dense1_bias": mx.nd.zeros(6)}), "0000.params: .*arg: or aux:"),
     ],
 )
 def test_parameters_that_do_not_fit_the_graph_are_named(saved, change, words):
@@ -148,6 +152,37 @@ def test_half_a_file_is_an_error_that_names_it(saved, tmp_path, ending):
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="net" + ending):
+        checkpoints.Checkpoint(saved[1])
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("image_width", "64"),
+        ("image_width", 0),
+        ("mean", [0.5, 0.5]),
+        ("std", [1, None, 1]),
+        ("cropped", 1),
+        ("dim", 2.5),
+    ],
+)
+def test_a_description_that_cannot_be_is_named(saved, key, value):
+    with open(saved[1] + ".json") as file:
+        description = dict(json.load(file), **{key: value})
+    with open(saved[1] + ".json", "w") as file:
+        json.dump(description, file)
+    with pytest.raises(InputError, match="net.json: {} is ".format(key)):
+        checkpoints.Checkpoint(saved[1])
+
+
+def test_a_graph_for_other_pictures_is_named(saved):
+    """A network with a Dense layer for the map of one size, as the zoo's VGG has, cannot take another."""
+    data = mx.sym.var("data")
+    weight = mx.sym.var("w", shape=(2, 12))
+    graph = mx.sym.FullyConnected(data, weight, num_hidden=2, no_bias=True)
+    graph.save(saved[1] + "-symbol.json")
+    mx.nd.save(saved[1] + "-0000.params", {"arg:w": mx.nd.ones((2, 12))})
+    with pytest.raises(InputError, match="net-symbol.json: .*64 x 64"):
         checkpoints.Checkpoint(saved[1])
 
 

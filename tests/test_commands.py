@@ -1,7 +1,13 @@
 """train.py, test.py and the picture of neighbours, run as a user runs them."""
 
 import json
+import os
 import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +15,7 @@ from PIL import Image
 
 from cgd import checkpoints, datasets, figures
 from cgd.retrieval import recall_at_k
-from conftest import command
+from conftest import ROOT, children_of, command, command_here, running, wait_until
 
 SMALL = "--image-width 32 --image-height 32 --dim 16 --batch-size 8 --images-per-identity 2 --gpu -1".split()
 
@@ -58,7 +64,7 @@ def test_embeddings_and_results_are_kept(run, small_demo, tmp_path):
         *["--recallk", "1,3", "--batch-size", 5, "--num-workers", 0],
     )
     kept, figures = np.load(str(tmp_path / "e.npz")), json.loads((tmp_path / "r.json").read_text())
-    records = datasets.demo(small_demo).test
+    records = datasets.load("demo", small_demo).test
     assert kept["embeddings"].shape == (24, 16)
     assert kept["identities"].tolist() == [record.identity for record in records]
     assert kept["image_ids"].tolist() == [record.image_id for record in records]
@@ -75,12 +81,11 @@ def test_another_way_of_testing_than_of_training_is_warned_of(run, small_demo):
 
 
 def test_list_files_give_the_same_figures(run, small_demo, tmp_path):
-    records = datasets.demo(small_demo).test
-    rows = ["{} {} {}".format(r.image_id, r.identity, r.path.relative_to(small_demo)) for r in records]
+    records = datasets.load("demo", small_demo).test
     boxes = ["{} {} {} {} {}".format(r.image_id, *r.box) for r in records]
-    (tmp_path / "test.txt").write_text("image_id class_id path\n" + "\n".join(rows) + "\n")
     (tmp_path / "bbox.txt").write_text("\n".join(boxes) + "\n")
-    lists = ["--dataset", "lists", "--test-txt", tmp_path / "test.txt", "--bbox-txt", tmp_path / "bbox.txt"]
+    listed = write_list(tmp_path / "test.txt", records, small_demo)
+    lists = ["--dataset", "lists", "--test-txt", listed, "--bbox-txt", tmp_path / "bbox.txt"]
     assert printed(evaluate(run, small_demo, *lists)) == printed(evaluate(run, small_demo))
 
 
@@ -116,8 +121,9 @@ def test_neighbours_are_drawn_and_marked(run, small_demo, tmp_path):
 def test_help_shows_every_recipes_defaults():
     result = command("train.py", "--help")
     assert result.returncode == 0
-    assert re.search(r"--iterations ITERATIONS\s+batches to train on \(cub200 1500, demo", result.stdout)
-    assert re.search(r"--margin MARGIN\s+the triplet loss's margin \(0.1\)", result.stdout)
+    text = " ".join(result.stdout.split())
+    assert "--iterations ITERATIONS batches to train on (1500; sop 9300, inshop 4040, demo 150)" in text
+    assert "--margin MARGIN the triplet loss's margin (0.1)" in text
 
 
 def test_the_released_scripts_flags_are_there():
@@ -126,46 +132,196 @@ def test_the_released_scripts_flags_are_there():
     assert all("--" + flag in result.stdout for flag in flags.split() + ["pretrained-model"])
 
 
+def write_list(file, records, folder):
+    rows = ["{} {} {}".format(r.image_id, r.identity, Path(r.path).relative_to(folder)) for r in records]
+    file.write_text("\n".join(["image_id class_id path", *rows]) + "\n")
+    return file
+
+
+def test_queries_are_searched_in_their_gallery(run, small_demo, tmp_path):
+    """Train, evaluate and draw with a gallery; the recall is that of the descriptors that were kept."""
+    dataset = datasets.load("demo", small_demo)
+    queries = write_list(tmp_path / "queries.txt", dataset.test[::6], small_demo)
+    others = [record for number, record in enumerate(dataset.test) if number % 6]
+    gallery = write_list(tmp_path / "gallery.txt", others, small_demo)
+    lists = ["--dataset", "lists", "--test-txt", queries, "--gallery-txt", gallery]
+    result = evaluate(run, small_demo, *lists, "--recallk", "1,20", "--save-embeddings", tmp_path / "e.npz")
+    assert "| Query   |        4 |       4 |" in result.stdout and "| Gallery |        4 |      20 |" in result.stdout
+    kept = np.load(str(tmp_path / "e.npz"))
+    assert kept["gallery"].tolist() == [False] * 4 + [True] * 20
+    x, y = kept["embeddings"][:4], kept["embeddings"][4:]
+    nearest = ((x[:, None] - y[None]) ** 2).sum(2).argmin(1)
+    expected = np.mean(kept["identities"][4:][nearest] == kept["identities"][:4])
+    assert printed(result) == [round(expected, 4), 1.0]
+    picture = command("-m", "cgd.figures", tmp_path / "e.npz", tmp_path / "n.png", "--queries", 9, "--neighbours", 3)
+    assert picture.returncode == 0, picture.stderr
+    step = figures.SIDE + figures.GAP
+    pixels = np.asarray(Image.open(str(tmp_path / "n.png")).convert("RGB"))
+    assert pixels.shape[:2] == (4 * step + 4 * figures.GAP, 4 * step + 3 * figures.GAP)
+    right = [tuple(pixels[n * step + 4 * figures.GAP, step + 3 * figures.GAP]) == figures.RIGHT for n in range(4)]
+    assert np.mean(right) == expected
+    train = write_list(tmp_path / "train.txt", dataset.train, small_demo)
+    result = command(
+        *["train.py", *lists, "--train-txt", train, "--data-dir", small_demo, "--pretrained-model", run[0] / "last"],
+        *["--iterations", 0, "--output-dir", tmp_path / "run", "--recallk", "1,20", *SMALL[:4], *SMALL[6:]],
+    )
+    assert result.returncode == 0, result.stderr
+    assert "R@20 1.0000" in result.stdout
+
+
+@pytest.fixture
+def with_broken_pictures(small_demo, tmp_path):
+    """A copy of the demo set in which a training and a test picture are cut off; (folder, their names)."""
+    folder = tmp_path / "broken"
+    shutil.copytree(str(small_demo), str(folder))
+    dataset = datasets.load("demo", folder)
+    broken = [Path(dataset.train[0].path), Path(dataset.test[0].path)]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:700])
+    return folder, [path.name for path in broken]
+
+
+def test_unreadable_pictures_in_training_are_told_and_tolerated(with_broken_pictures, tmp_path):
+    folder, names = with_broken_pictures
+    # all 24 training pictures in each batch, so that the broken one is met
+    train = ["train.py", "--dataset", "demo", "--data-dir", folder, "--from-scratch", "--iterations", 2, "--gpu", -1]
+    train += ["--batch-size", 24, "--images-per-identity", 6, "--dim", 16, "--image-width", 32, "--image-height", 32]
+    result = command(*train, "--output-dir", tmp_path / "a")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert names[0] in result.stderr and "--skip-unreadable N" in result.stderr
+    result = command(*train, "--output-dir", tmp_path / "b", "--skip-unreadable", 1)
+    assert result.returncode == 2 and names[1] in result.stderr.splitlines()[-1]
+    result = command(*train, "--output-dir", tmp_path / "c", "--skip-unreadable", 2)
+    assert result.returncode == 0, result.stderr
+    for name in names:
+        assert sum(name in line for line in result.stderr.splitlines()) == 1
+
+
+def test_unreadable_pictures_in_a_test_are_told_with_the_result(run, with_broken_pictures, tmp_path):
+    folder, names = with_broken_pictures
+    result = command("test.py", "--pretrained-model", run[0] / "last", "--data-dir", folder, "--gpu", -1)
+    assert result.returncode == 2 and names[1] in result.stderr and "R@" not in result.stdout
+    files = ["--results", tmp_path / "r.json", "--save-embeddings", tmp_path / "e.npz"]
+    result = evaluate(run, folder, "--skip-unreadable", 3, *files)
+    assert "1 left out as unreadable" in result.stdout and names[1] in result.stderr
+    assert json.loads((tmp_path / "r.json").read_text())["images"] == 23
+    kept = np.load(str(tmp_path / "e.npz"))
+    assert len(kept["embeddings"]) == len(kept["paths"]) == 23
+    assert not any(path.endswith(names[1]) for path in kept["paths"])
+    assert printed(result) == [round(r, 4) for r in recall_at_k(kept["embeddings"], kept["identities"], [1, 2, 4, 8])]
+
+
+@pytest.mark.parametrize("whom", ["the command alone", "all its processes, as a terminal does"])
+def test_ctrl_c_leaves_a_usable_checkpoint_and_no_processes(small_demo, tmp_path, whom):
+    words = ["train.py", "--dataset", "demo", "--data-dir", small_demo, "--from-scratch", "--iterations", 10**6]
+    words += ["--eval-every", 10**6, "--output-dir", tmp_path / "run", "--num-workers", 2, *SMALL]
+    environment = dict(os.environ, PYTHONUNBUFFERED="1")
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        cwd=str(ROOT),
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+        start_new_session=True,
+    )
+    log = tmp_path / "run" / "log.jsonl"
+    assert wait_until(lambda: log.exists() and log.read_text(), 120), process.stderr.read()
+    family = [process.pid] + children_of(process.pid)
+    assert len(family) == 3
+    if whom == "the command alone":
+        process.send_signal(signal.SIGINT)
+    else:
+        os.killpg(process.pid, signal.SIGINT)
+    told = process.communicate(timeout=120)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in told and told.rstrip().endswith("interrupted")
+    assert wait_until(lambda: not any(running(member) for member in family))
+    description = checkpoints.Checkpoint(tmp_path / "run" / "last").description
+    assert description["iteration"] >= 10
+    assert [file.name for file in (tmp_path / "run").iterdir() if file.name.startswith(".")] == []
+    evaluate([tmp_path / "run"], small_demo)
+
+
+def assert_one_line(result, told):
+    """Exit code 2 and one line that says it, beside progress and notices."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert told in line
+
+
 BAD_TESTS = [
     (["--pretrained-model", "nowhere/net"], "nowhere/net-symbol.json: no such file"),
-    (["--data-dir", "nowhere", "--dataset", "cub200"], "nowhere"),
-    (["--recallk", "1,x"], "--recallk 1,x"),
-    (["--recallk", "0"], "--recallk 0"),
-    (["--batch-size", "0"], "--batch-size"),
+    (["--data-dir", "nowhere", "--dataset", "cub200"], "nowhere: no such folder"),
+    (["--data-dir", "checkpoints", "--dataset", "cub200"], "checkpoints/image_class_labels.txt"),
+    (["--dataset", "cub"], "invalid choice: 'cub'"),
+    (["--recallk", "1,x"], "'1,x'"),
+    (["--recallk", "0"], "expected whole numbers from 1"),
+    (["--recallk", "1,24"], "Recall@24: each query is searched in 23 images"),
+    (["--batch-size", "0"], "--batch-size: expected a whole number from 1, found '0'"),
+    (["--batch-size", "many"], "--batch-size: expected a whole number from 1, found 'many'"),
+    (["--num-workers", "-1"], "--num-workers"),
+    (["--skip-unreadable", "-1"], "--skip-unreadable"),
+    (["--image-width", "-5"], "--image-width"),
     (["--gpu", "7"], "--gpu 7"),
     (["--results", "/dev/null/r.json"], "/dev/null/r.json"),
+    (["--results", "tests"], "tests: is a folder"),
+    (["--save-embeddings", "/proc/e.npz"], "/proc/e.npz: cannot be written"),
+    (["--save-embeddings", "e.txt"], ".npz"),
+    (["--cropped", "--uncropped"], "not allowed with"),
+    (["--dataset", "lists", "--test-txt", "LIST", "--cropped"], "--bbox-txt"),
+    (["--dataset", "cub200", "--test-txt", "LIST"], "the official one 100 and 5924"),
+    (["--what"], "unrecognized arguments: --what"),
 ]
 
 
 @pytest.mark.parametrize("words, told", BAD_TESTS, ids=lambda value: str(value)[:30])
-def test_bad_input_to_test_is_one_line_and_code_2(run, small_demo, words, told):
-    result = command("test.py", "--pretrained-model", run[0] / "last", "--data-dir", small_demo, "--gpu", -1, *words)
-    assert result.returncode == 2
-    assert told in result.stderr and "Traceback" not in result.stderr
-    assert sum(line.startswith("error: ") for line in result.stderr.splitlines()) == 1
+def test_bad_input_to_test_is_one_line_and_code_2(run, small_demo, tmp_path, monkeypatch, capfd, words, told):
+    listed = write_list(tmp_path / "list.txt", datasets.load("demo", small_demo).test, small_demo)
+    words = [listed if word == "LIST" else word for word in words]
+    usual = ["--pretrained-model", run[0] / "last", "--data-dir", small_demo, "--gpu", -1]
+    result = command_here(monkeypatch, capfd, "test.py", *usual, *words)
+    assert_one_line(result, told)
+    assert "R@" not in result.stdout
 
 
 BAD_TRAININGS = [
     (["--config", "MX"], "MX"),
-    (["--iterations", "many"], "--iterations many"),
+    (["--iterations", "many"], "--iterations many: not a whole number"),
+    (["--iterations", "-1"], "--iterations -1: expected a number from 0"),
+    (["--lr", "nan"], "--lr nan"),
+    (["--lr-steps", "3,x"], "--lr-steps 3,x"),
+    (["--smoothing", "2"], "--smoothing 2: expected a number from 0 to 1"),
+    (["--dim", "0"], "--dim 0: expected a number from 1"),
+    (["--batch-size", "0"], "--batch-size 0"),
     (["--batch-size", "7"], "--batch-size 7"),
     (["--batch-size", "64"], "32 identities"),
     (["--backbone", "resnet19"], "resnet19"),
     (["--backbone-params", "nowhere.params"], "nowhere.params"),
     (["--test-txt", "LIST"], "--train-txt"),
+    (["--dataset", "lists", "--train-txt", "ONE", "--test-txt", "LIST"], "the only training image of its class"),
+    (["--dataset", "sop"], "data/Stanford_Online_Products: no such folder"),
+    (["--output-dir", "/proc/run"], "/proc/run"),
+    (["--output-dir", "README.md"], "README.md"),
+    (["--gpu", "7"], "--gpu 7"),
+    (["--save-every", "-1"], "--save-every"),
 ]
 
 
 @pytest.mark.parametrize("words, told", BAD_TRAININGS, ids=lambda value: str(value)[:30])
-def test_bad_input_to_train_is_one_line_and_code_2(small_demo, tmp_path, words, told):
+def test_bad_input_to_train_is_one_line_and_code_2(small_demo, tmp_path, monkeypatch, capfd, words, told):
     scratch = [] if "--backbone-params" in words else ["--from-scratch"]
     output = ["--output-dir", tmp_path / "run", *SMALL, *scratch]
-    record = datasets.demo(small_demo).test[0]
-    (tmp_path / "list.txt").write_text("image_id class_id path\n1 0 {}\n".format(record.path.relative_to(small_demo)))
-    words = [tmp_path / "list.txt" if word == "LIST" else word for word in words]
-    result = command("train.py", "--dataset", "demo", "--data-dir", small_demo, *output, *words)
-    assert result.returncode == 2
-    assert told in result.stderr and "Traceback" not in result.stderr
+    dataset = datasets.load("demo", small_demo)
+    lists = {
+        "LIST": write_list(tmp_path / "list.txt", dataset.test, small_demo),
+        "ONE": write_list(tmp_path / "one.txt", dataset.train[:7], small_demo),
+    }
+    folder = [] if "sop" in words else ["--data-dir", small_demo]
+    words = [lists.get(word, word) for word in words]
+    result = command_here(monkeypatch, capfd, "train.py", "--dataset", "demo", *folder, *output, *words)
+    assert_one_line(result, told)
     assert not (tmp_path / "run").exists()
 
 
@@ -178,19 +334,11 @@ def test_a_run_is_never_written_over(run, small_demo):
     assert before == sorted((file.name, file.stat().st_mtime_ns) for file in run[0].iterdir())
 
 
-def test_real_photographs_go_through_test(shared, tmp_path):
-    """An ImageNet MobileNetV2's descriptors of real pictures, far above chance (1 in 64 classes)."""
-    folder = shared / "data" / "caltech256"
-    lines = (folder / "test.txt").read_text().splitlines()
-    (tmp_path / "some.txt").write_text("\n".join(lines[:1] + lines[1::4]) + "\n")
-    weights = shared / "weights" / "mobilenetv2_1.0-imagenet-features-only.params"
-    data = ["--dataset", "lists", "--data-dir", folder, "--test-txt", tmp_path / "some.txt"]
-    result = command(
-        *["train.py", *data, "--train-txt", folder / "train.txt", "--backbone", "mobilenetv2_1.0"],
-        *["--backbone-params", weights, "--iterations", 0, "--output-dir", tmp_path / "run"],
-        *["--image-width", 96, "--image-height", 96, "--gpu", -1],
-    )
-    assert result.returncode == 0, result.stderr
-    result = command("test.py", "--pretrained-model", tmp_path / "run" / "last", *data, "--gpu", -1)
-    assert result.returncode == 0, result.stderr
-    assert printed(result)[0] > 0.15
+@pytest.mark.parametrize("what", ["nothing", "half", "text", "another archive"])
+def test_a_picture_of_neighbours_of_no_embeddings_is_told(tmp_path, monkeypatch, capfd, what):
+    file = tmp_path / "e.npz"
+    np.savez(str(file), embeddings=np.zeros((3, 2)))
+    content = {"nothing": b"", "half": file.read_bytes()[:100], "text": b"hello", "another archive": file.read_bytes()}
+    file.write_bytes(content[what])
+    result = command_here(monkeypatch, capfd, "cgd/figures.py", file, tmp_path / "n.png")
+    assert_one_line(result, "e.npz: not what test.py")

@@ -1,5 +1,8 @@
 """Pictures: to the pixel what the authors' evaluation code sees, and the same whichever process reads them."""
 
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,6 +11,7 @@ from cgd import images
 from cgd.datasets import Record
 from cgd.environment import mx
 from cgd.errors import InputError
+from conftest import command, running, wait_until
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -23,7 +27,7 @@ def records(tmp_path_factory):
         pixels = random.randint(0, 100, (80, 100, 3)) + np.arange(100)[None, :, None]
         path = folder / "{}.jpg".format(number)
         Image.fromarray(pixels.astype(np.uint8)).save(str(path), quality=95)
-        records.append(Record(path, number % 2, box, number + 1))
+        records.append(Record(str(path), number % 2, box, number + 1))
     return records
 
 
@@ -42,7 +46,7 @@ def released_view(record, size):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_test_view_is_the_released_one_to_the_bit(records, size, workers):
     batches = images.loader(images.TestView(records, size), images.test_batches(len(records), 2), workers)
-    ours, identities = zip(*[(images.normalise(p, MEAN, STD).asnumpy(), labels) for p, labels in batches])
+    ours, identities = zip(*[(images.normalise(p, MEAN, STD).asnumpy(), labels) for p, labels, _ in batches])
     assert [len(batch) for batch in ours] == [2, 2, 1]
     assert np.concatenate(identities).tolist() == [0, 1, 0, 1, 0]
     np.testing.assert_array_equal(np.concatenate(ours), np.stack([released_view(record, size) for record in records]))
@@ -67,7 +71,7 @@ def test_a_crop_is_the_box_cut_off_at_the_border():
 
 def training_batch(records, workers, keys):
     view = images.TrainingView(records, (16, 16), (20, 20))
-    return np.concatenate([p.asnumpy() for p, _ in images.loader(view, [keys[:3], keys[3:]], workers)])
+    return np.concatenate([p.asnumpy() for p, _, _ in images.loader(view, [keys[:3], keys[3:]], workers)])
 
 
 def test_augmentation_depends_on_the_seed_and_not_on_the_process(records):
@@ -87,6 +91,109 @@ def test_augmentation_is_every_crop_and_flip_of_the_enlarged_picture(records):
     assert seen == possible
 
 
+PIXELS = np.random.RandomState(0).randint(0, 256, (20, 30, 3)).astype(np.uint8)
+
+
+def encoded(image, kind, **more):
+    file = io.BytesIO()
+    image.save(file, kind, **more)
+    return file.getvalue()
+
+
+def read(folder, data):
+    """What read_image makes of a file with these bytes, as an array."""
+    (folder / "picture").write_bytes(data)
+    return images.read_image(folder / "picture").asnumpy()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP"])
+def test_pictures_without_loss_are_read_as_they_are(tmp_path, kind):
+    np.testing.assert_array_equal(read(tmp_path, encoded(Image.fromarray(PIXELS), kind)), PIXELS)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "JPEG"])
+def test_grey_pictures_have_three_equal_channels(tmp_path, kind):
+    grey = Image.fromarray(PIXELS).convert("L")
+    found = read(tmp_path, encoded(grey, kind))
+    expected = np.asarray(Image.open(io.BytesIO(encoded(grey, kind))))
+    np.testing.assert_array_equal(found, np.stack([expected] * 3, axis=2))
+
+
+def test_a_palette_is_looked_up(tmp_path):
+    palette = Image.fromarray(PIXELS).convert("P")
+    np.testing.assert_array_equal(read(tmp_path, encoded(palette, "PNG")), np.asarray(palette.convert("RGB")))
+    two = Image.fromarray(PIXELS).convert("1")
+    np.testing.assert_array_equal(read(tmp_path, encoded(two, "PNG")), np.asarray(two.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_dropped(tmp_path, mode):
+    picture = Image.fromarray(PIXELS).convert(mode)
+    picture.putalpha(Image.fromarray(PIXELS[:, :, 0]))
+    flat = np.asarray(picture)[:, :, :-1]
+    np.testing.assert_array_equal(read(tmp_path, encoded(picture, "PNG")), np.broadcast_to(flat, PIXELS.shape))
+
+
+def test_of_16_bits_the_upper_8_are_kept(tmp_path):
+    values = PIXELS[:, :, 0].astype(np.uint16) * 256 + 255
+    np.testing.assert_array_equal(read(tmp_path, encoded(Image.fromarray(values), "PNG"))[:, :, 1], PIXELS[:, :, 0])
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    """Red, green and blue areas: what CMYK conversions differ in is little beside the colours."""
+    colours = np.repeat(np.repeat(np.eye(3, dtype=np.uint8)[None] * 255, 16, axis=0), 16, axis=1)
+    found = read(tmp_path, encoded(Image.fromarray(colours).convert("CMYK"), "JPEG", quality=95))
+    assert np.abs(found.astype(int) - colours).max() < 30
+
+
+def test_the_cameras_note_on_turning_is_left_alone(tmp_path):
+    """As in the authors' code, for whose reader the boxes were drawn: mx.image.imread."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn me by a quarter"
+    data = encoded(Image.fromarray(PIXELS), "JPEG", exif=exif)
+    assert Image.open(io.BytesIO(data)).getexif()[0x0112] == 6
+    found = read(tmp_path, data)
+    assert found.shape == PIXELS.shape
+    np.testing.assert_array_equal(found, mx.image.imread(str(tmp_path / "picture")).asnumpy())
+    np.testing.assert_array_equal(found, read(tmp_path, encoded(Image.fromarray(PIXELS), "JPEG")))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PPM"])
+def test_other_kinds_are_refused(tmp_path, kind):
+    with pytest.raises(InputError, match="picture: expected a JPEG, PNG or BMP"):
+        read(tmp_path, encoded(Image.fromarray(PIXELS), kind))
+
+
+def photographed(kind):
+    """A picture's bytes; a JPEG has a thumbnail in its head, with marks of its own, as cameras write them."""
+    if kind != "JPEG":
+        return encoded(Image.fromarray(PIXELS), kind)
+    thumbnail = encoded(Image.fromarray(PIXELS[:8, :8]), "JPEG")
+    head = b"\xff\xe1" + (len(thumbnail) + 8).to_bytes(2, "big") + b"Exif\0\0" + thumbnail
+    whole = encoded(Image.fromarray(PIXELS), "JPEG")
+    return whole[:2] + head + whole[2:]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
+def test_a_picture_cut_off_anywhere_is_an_error_or_whole(tmp_path, kind):
+    data = photographed(kind)
+    whole = read(tmp_path, data)
+    refused = 0
+    for length in range(len(data)):
+        try:
+            np.testing.assert_array_equal(read(tmp_path, data[:length]), whole)
+        except InputError as error:
+            assert str(error).startswith(str(tmp_path / "picture: ")), error
+            refused += 1
+    assert refused >= len(data) - 12  # less the last marks, whose absence harms no pixel
+
+
+def test_what_follows_a_whole_picture_does_not_matter(tmp_path):
+    data = encoded(Image.fromarray(PIXELS), "JPEG")
+    for more in (b"\0" * 100, b"\xff\xda and so on", encoded(Image.fromarray(PIXELS), "JPEG")[:300]):
+        np.testing.assert_array_equal(read(tmp_path, data + more), read(tmp_path, data))
+
+
 def test_a_picture_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "note.jpg").write_bytes(b"this is no picture")
     (tmp_path / "empty.jpg").write_bytes(b"")
@@ -95,15 +202,63 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path):
             images.read_image(tmp_path / name)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_workers_error_reaches_the_user_with_the_files_name(records, tmp_path, workers):
-    (tmp_path / "note.jpg").write_bytes(b"this is no picture")
-    broken = records[:2] + [Record(tmp_path / "note.jpg", 0, None, 9)]
-    with pytest.raises(InputError, match="note.jpg"):
-        list(images.loader(images.TestView(broken, (16, 16)), images.test_batches(3, 2), workers))
+@pytest.fixture
+def with_two_broken(records, tmp_path):
+    """Three good pictures, then an empty and a cut one between good ones."""
+    whole = Path(records[0].path).read_bytes()
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    broken = [Record(str(tmp_path / name), 1, None, 9) for name in ("empty.jpg", "cut.jpg")]
+    return records[:3] + broken[:1] + records[3:4] + broken[1:] + records[4:]
+
+
+def load(records, workers, unreadable=None):
+    batches = images.loader(images.TestView(records, (16, 16)), images.test_batches(7, 3), workers, unreadable)
+    pictures, identities, readable = zip(*[(p.asnumpy(), labels, whole) for p, labels, whole in batches])
+    return np.concatenate(pictures), np.concatenate(identities), np.concatenate(readable)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_picture_ends_the_run_with_its_name(with_two_broken, workers):
+    with pytest.raises(InputError, match="empty.jpg: empty file; --skip-unreadable"):
+        load(with_two_broken, workers)
+    with pytest.raises(InputError, match="cut.jpg: .*truncated.*more than --skip-unreadable 1"):
+        load(with_two_broken, workers, images.Unreadable(1))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_so_many_unreadable_pictures_are_tolerated_and_told_once(with_two_broken, workers, capsys):
+    unreadable = images.Unreadable(2)
+    pictures, identities, readable = load(with_two_broken, workers, unreadable)
+    assert readable.tolist() == [True, True, True, False, True, False, True]
+    good = [record for record, whole in zip(with_two_broken, readable) if whole]
+    alone = images.TestView(good, (16, 16))
+    np.testing.assert_array_equal(pictures[readable], np.stack([alone[index][0] for index in range(5)]))
+    assert identities.tolist() == [record.identity for record in with_two_broken]
+    load(with_two_broken, workers, unreadable)
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[0] for line in told] == ["left out (1 of 2)", "left out (2 of 2)"]
 
 
 def test_a_box_outside_its_picture_is_named(records):
     record = records[0]._replace(box=(100, 0, 5, 5))
     with pytest.raises(InputError, match="0.jpg.*outside"):
-        images.TestView([record], (16, 16))[0]
+        list(images.loader(images.TestView([record], (16, 16)), [[0]], 0))
+
+
+def test_loader_processes_do_not_outlive_a_killed_parent(records):
+    """By kill -9, which leaves the parent no time to end them."""
+    script = (
+        "import os, sys, multiprocessing\n"
+        "from cgd import images\n"
+        "from cgd.datasets import Record\n"
+        "view = images.TestView([Record(sys.argv[1], 0, None, 1)], (16, 16))\n"
+        "batches = images.loader(view, [[0]] * 100, 2)\n"
+        "next(batches), next(batches)\n"
+        "print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    result = command("-c", script, records[0].path)
+    children = [int(word) for word in result.stdout.split()]
+    assert len(children) == 2
+    assert wait_until(lambda: not any(running(child) for child in children))

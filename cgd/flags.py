@@ -1,0 +1,77 @@
+"""The flags that train.py and test.py share."""
+
+import argparse
+import sys
+
+from cgd import datasets, machine
+from cgd.errors import InputError
+
+
+def whole(least):
+    """The type of a flag that takes a whole number from `least` on."""
+
+    def parse(text):
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError("expected a whole number from {}, found {!r}".format(least, text))
+        return value
+
+    return parse
+
+
+def ranks(text):
+    """ "1,2,4,8" -> (1, 2, 4, 8)."""
+    try:
+        return tuple(whole(1)(word) for word in text.split(","))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError("expected whole numbers from 1, as in 1,2,4,8, found {!r}".format(text))
+
+
+def add_data_flags(parser, default):
+    """Adds the flags that say which pictures; `default` says which data set is meant without --dataset."""
+    add = parser.add_argument
+    add("--dataset", choices=list(datasets.SOURCES), help="default: {}".format(default))
+    add("--data-dir", metavar="DIR", help="folder of the data set (default: where download.sh puts it, in ./data)")
+    add("--train-txt", metavar="FILE", help="list of training images, instead of the data set's own annotation files")
+    add("--test-txt", metavar="FILE", help="list of test images; of queries where there is a gallery")
+    add("--gallery-txt", metavar="FILE", help="list of the images that the queries are searched in")
+    add("--bbox-txt", metavar="FILE", help="bounding boxes of the listed images")
+    crop = parser.add_mutually_exclusive_group()
+    crop.add_argument(
+        "--cropped", action="store_true", default=None, help="bounding boxes (default where there are any)"
+    )
+    crop.add_argument("--uncropped", dest="cropped", action="store_false", help="whole pictures")
+    add("--recallk", type=ranks, metavar="K,K,...", help="the K of Recall@K (default: the data set's)")
+    help_ = "go on without up to N pictures that cannot be read (default: 0)"
+    add("--skip-unreadable", type=whole(0), default=0, metavar="N", help=help_)
+    add("--gpu", type=int, default=0, help="number of the GPU; -1 for the CPU (default: 0)")
+    help_ = "processes that decode; 0 for none (default: one a core)"
+    add("--num-workers", type=whole(0), default=machine.usable_cores(), metavar="N", help=help_)
+
+
+def load_dataset(options, name):
+    """The data set that the flags ask for, cropped or not, with the ranks to report; prints its table.
+
+    Raises InputError for what does not fit, before any work.
+    """
+    files = (options.data_dir, options.train_txt, options.test_txt, options.bbox_txt, options.gallery_txt)
+    dataset = datasets.load(name, *files)
+    if options.cropped and dataset.test[0].box is None:
+        raise InputError("--cropped: {} has no bounding boxes; --bbox-txt gives those of listed images".format(name))
+    if options.cropped is False:
+        dataset = datasets.whole_pictures(dataset)
+    dataset = dataset._replace(ranks=options.recallk or dataset.ranks)
+    datasets.check_ranks(dataset)
+    print(datasets.statistics(dataset))
+    lonely = datasets.count_lonely(dataset)
+    if lonely:
+        print(
+            "warning: {} of {} queries have no other image of their class to find, and count as misses".format(
+                lonely, len(dataset.test)
+            ),
+            file=sys.stderr,
+        )
+    return dataset
