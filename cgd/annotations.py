@@ -5,6 +5,7 @@ a byte order mark, blank lines, several blanks between columns.
 """
 
 import re
+import warnings
 from pathlib import Path
 
 from cgd.errors import InputError
@@ -108,7 +109,9 @@ def read_cars(file, path_field):
     must_be_file(file)
     fields = [path_field, "class", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2"]
     try:
-        annotations = loadmat(str(file), variable_names=["annotations"])["annotations"].ravel()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # "returned data may be corrupt" is one
+            annotations = loadmat(str(file), variable_names=["annotations"])["annotations"].ravel()
         columns = [annotations[field].tolist() for field in fields]
     except Exception as error:  # scipy has no error of its own for a file that is broken: anything may come
         raise InputError(

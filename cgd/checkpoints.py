@@ -34,6 +34,9 @@ RELEASED = {
 }
 
 
+MOST_PIXELS = 4096  # a side of the network's input
+
+
 class Checkpoint:
     """A checkpoint, read and checked.
 
@@ -128,11 +131,28 @@ def _graph_of(options, shapes):
 def _read_symbol(file):
     _must_exist(file)
     try:
-        symbol = mx.sym.load(file)
-        symbol.list_arguments()  # names that are no text would fail here
-        return symbol
-    except (mx.base.MXNetError, ValueError):  # UnicodeDecodeError is one
-        raise InputError("{}: not a graph that MXNet can read; is it whole?".format(file))
+        _check_graph(json.loads(Path(file).read_text(encoding="utf-8")))
+        return mx.sym.load(file)
+    except (mx.base.MXNetError, ValueError, RecursionError) as error:
+        reason = "" if isinstance(error, mx.base.MXNetError) else " ({})".format(error)
+        raise InputError("{}: not a graph that MXNet can read{}; is it whole?".format(file, reason))
+
+
+def _check_graph(graph):
+    """Raises ValueError for a graph whose links lead nowhere: MXNet would follow them, and end with a crash."""
+    try:
+        nodes = graph["nodes"]
+        links = [(place, link) for place, node in enumerate(nodes) for link in node["inputs"]]
+        links += [(len(nodes), link) for link in graph["heads"]]
+        names = [node["name"] for node in nodes]
+        outputs = [int(node.get("attrs", {}).get("num_outputs", 1)) for node in nodes]
+        sound = all(0 <= link[0] < place and 0 <= link[1] < outputs[link[0]] for place, link in links)
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
+        raise ValueError("{} {}".format(type(error).__name__, error))
+    if not sound or not graph["heads"]:
+        raise ValueError("its links lead nowhere")
+    if not all(isinstance(name, str) and name.isascii() and name.isprintable() for name in names):
+        raise ValueError("its names are no names")
 
 
 def _read_params(file):
@@ -162,7 +182,8 @@ def _read_description(file):
         raise InputError("{}: expected a JSON object".format(file))
     for key, example in RELEASED.items():
         value = description.get(key, example)
-        if type(value) is not type(example) or value in ([], "") or (key.startswith("image_") and value < 1):
+        fits = type(value) is type(example) and value != ""
+        if not fits or (key.startswith("image_") and not 1 <= value <= MOST_PIXELS):
             raise InputError("{}: {} is {!r}; expected something like {!r}".format(file, key, value, example))
         if isinstance(example, list) and not (len(value) == 3 and all(isinstance(number, float) for number in value)):
             raise InputError("{}: {} is {!r}; expected three numbers".format(file, key, value))

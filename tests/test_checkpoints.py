@@ -175,6 +175,29 @@ def test_a_description_that_cannot_be_is_named(saved, key, value):
         checkpoints.Checkpoint(saved[1])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda graph: graph["heads"].__setitem__(0, [len(graph["nodes"]) - 1, 9, 0]),
+        lambda graph: graph["heads"].clear(),
+        lambda graph: graph["nodes"][-1]["inputs"][0].__setitem__(0, 10**6),
+        lambda graph: graph["nodes"][3]["inputs"].append([len(graph["nodes"]) - 1, 0, 0]),
+        lambda graph: graph["nodes"][3].pop("name"),
+        lambda graph: graph.pop("nodes"),
+    ],
+    ids=["an output that is not there", "no output", "a node that is not there", "a circle", "no name", "no nodes"],
+)
+def test_a_graph_that_does_not_hold_together_is_named(saved, change):
+    """MXNet would follow the first three, and crash."""
+    with open(saved[1] + "-symbol.json") as file:
+        graph = json.load(file)
+    change(graph)
+    with open(saved[1] + "-symbol.json", "w") as file:
+        json.dump(graph, file)
+    with pytest.raises(InputError, match="net-symbol.json: not a graph that MXNet can read"):
+        checkpoints.Checkpoint(saved[1])
+
+
 def test_a_graph_for_other_pictures_is_named(saved):
     """A network with a Dense layer for the map of one size, as the zoo's VGG has, cannot take another."""
     data = mx.sym.var("data")
