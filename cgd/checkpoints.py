@@ -13,7 +13,7 @@ from cgd import model
 from cgd.environment import mx, versions
 from cgd.errors import InputError
 from cgd.files import replacing
-from cgd.parameters import read_arrays
+from cgd.parameters import read_arrays, write_arrays
 
 # What the released checkpoint expects, where a description does not say: the authors' evaluation code.
 RELEASED = {
@@ -110,9 +110,9 @@ def save(net, prefix, description):
     description = dict(net.options, **description)
     description["versions"] = versions()
     with replacing(prefix + "-symbol.json") as part:
-        symbol.save(str(part))
+        part.write_text(symbol.tojson())
     with replacing(prefix + "-0000.params") as part:
-        mx.nd.save(str(part), params)
+        write_arrays(part, params)
     with replacing(prefix + ".json") as part:
         part.write_text(json.dumps(description, indent=1) + "\n")
 
@@ -196,5 +196,5 @@ def _must_exist(file):
     prefix = file[: -len("-symbol.json")] if file.endswith("-symbol.json") else file[: -len("-0000.params")]
     hint = "a checkpoint is named by what stands before -symbol.json"
     if Path(prefix + ".tar.gz").exists():
-        hint = "unpack it first: tar zxf {0}.tar.gz -C {1}".format(prefix, Path(prefix).parent)
+        hint = "unpack {0}.tar.gz first: tar zxf {0}.tar.gz -C {1}".format(prefix, Path(prefix).parent)
     raise InputError("{}: no such file; {}".format(file, hint))

@@ -3,6 +3,7 @@
 MXNet believes what stands in such a file: a wrong size makes it reserve any amount of memory, and fill it for minutes.
 """
 
+import errno
 import struct
 from pathlib import Path
 
@@ -28,6 +29,18 @@ def read_arrays(file):
     if not isinstance(arrays, dict):
         raise InputError("{}: expected named parameters".format(file))
     return arrays
+
+
+def write_arrays(file, arrays):
+    """Writes {name: NDArray} as mx.nd.save does. Raises OSError where it could not be written whole.
+
+    MXNet does not notice when only the last bytes find no room, so what was written is looked through.
+    """
+    try:
+        mx.nd.save(str(file), arrays)
+        _check_layout(Path(file).read_bytes())
+    except (mx.base.MXNetError, ValueError):
+        raise OSError(errno.ENOSPC, "it could not be written whole; is the disk full?")
 
 
 def _check_layout(data):
