@@ -107,10 +107,6 @@ def folders(folder):
     classes, in the order of their names, is for training and the rest for test.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(
-            "{}: no such folder; --data-dir names the one that holds a folder for each class".format(folder)
-        )
     if (folder / "test").is_dir():
         train = _class_folders(folder / "train") if (folder / "train").is_dir() else []
         return {"train": train, "test": _class_folders(folder / "test")}

@@ -4,10 +4,7 @@ Reading and resizing are MXNet's own OpenCV calls, as in the authors' evaluation
 resize gives other pixels, and the published figures depend on them.
 """
 
-import ctypes
 import io
-import os
-import signal
 import sys
 from pathlib import Path
 
@@ -84,24 +81,16 @@ class View(mx.gluon.data.Dataset):
 
     def __init__(self, records, size):
         self.records, self.size = records, size
-        self.process = os.getpid()
 
     def __len__(self):
         return len(self.records)
 
     def __getitem__(self, key):
-        self._begin_process()
         record = self.records[self.index(key)]
         try:
             return self.picture(record, key), record.identity, None
         except InputError as error:
             return np.zeros((self.size[1], self.size[0], 3), np.uint8), record.identity, str(error)
-
-    def _begin_process(self):
-        """A loader process ends when the process that began it does, even by kill -9; else it would wait for ever."""
-        if self.process != os.getpid():
-            self.process = os.getpid()
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, Linux
 
 
 class TestView(View):
@@ -170,20 +159,12 @@ def loader(view, batches, num_workers, unreadable=None):
     unreadable : what to do about pictures that cannot be read; without it the first is an InputError
     """
     unreadable = unreadable or Unreadable()
-    for pictures, identities, reasons in _batches(view, batches, num_workers):
+    stack = _stack_shared if num_workers else _stack
+    data = mx.gluon.data.DataLoader(view, batch_sampler=batches, batchify_fn=stack, num_workers=num_workers)
+    for pictures, identities, reasons in data:
         for reason in filter(None, reasons):
             unreadable.add(reason)
         yield pictures, identities, np.array([reason is None for reason in reasons])
-
-
-def _batches(view, batches, num_workers):
-    stack = _stack_shared if num_workers else _stack
-    # Ctrl-C goes to every process of the terminal: it is this one's to handle, and the loader processes ignore it.
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        return mx.gluon.data.DataLoader(view, batch_sampler=batches, batchify_fn=stack, num_workers=num_workers)
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 def test_batches(count, batch_size):

@@ -94,6 +94,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_demo, tmp_path):
     assert not (tmp_path / "last-0000.params").exists()
 
 
+def test_an_unreadable_picture_is_left_out_of_its_batch(small_demo, tmp_path, monkeypatch):
+    run = make(small_demo, tmp_path, iterations=1, batch_size=24, images_per_identity=6)
+    (tmp_path / "empty.jpg").touch()
+    lost = run.dataset.train[7]
+    run.dataset.train[7] = lost._replace(path=str(tmp_path / "empty.jpg"))
+    run.unreadable = images.Unreadable(1)
+    seen, step = [], run.step
+    monkeypatch.setattr(run, "step", lambda pictures, ids: seen.append((pictures, ids)) or step(pictures, ids))
+    run.run()
+    ((pictures, identities),) = seen
+    assert pictures.shape[0] == len(identities) == 23
+    assert np.bincount(identities)[lost.identity] == 5
+    assert pictures.asnumpy().reshape(23, -1).any(axis=1).all()  # none is the black one
+
+
 def test_ctrl_c_leaves_the_last_checkpoint(small_demo, tmp_path, monkeypatch):
     run = make(small_demo, tmp_path, eval_every=100)
     step = run.step
