@@ -3,8 +3,11 @@
     python train.py --dataset demo --from-scratch --gpu -1
     python train.py --dataset cub200 --config MG
 
+    python train.py --resume runs/cub200-MG-1
+
 A data set's recipe (cgd/recipes.py) gives the default of every number; a flag overrides it. The run goes into a folder
-of its own: log.jsonl, arguments.json, and the checkpoints `best` (by R@1 on the test half) and `last`, for test.py.
+of its own: log.jsonl, arguments.json, state.npz for --resume, and the checkpoints `best` (by R@1 on the test half) and
+`last`, for test.py.
 """
 
 import json
@@ -17,8 +20,10 @@ from cgd.checkpoints import Checkpoint
 from cgd.errors import InputError
 from cgd.files import replacing
 
+SAVE_EVERY = "iterations between saves of what --resume needs; 0: at evaluations and the end only (default: 100)"
 
-def arguments():
+
+def arguments(words):
     parser = errors.Parser(description="Train CGD.")
     add = parser.add_argument
     flags.add_data_flags(parser, "cub200")
@@ -26,7 +31,9 @@ def arguments():
     add("--from-scratch", action="store_true", help="random weights")
     add("--pretrained-model", metavar="PREFIX", help="train on from this checkpoint, its kind of network included")
     add("--seed", type=int, default=0, help="of the weights, the batches and the augmentation (default: 0)")
-    add("--save-every", type=flags.whole(0), default=0, help="iterations between saves of `last` (default: 0, none)")
+    add("--gpus", metavar="N,N,...", help="several GPUs, which share each batch, in the place of --gpu")
+    add("--save-every", type=flags.whole(0), default=100, metavar="N", help=SAVE_EVERY)
+    add("--resume", metavar="FOLDER", help="go on with a run that was stopped; other flags come from its own command")
     add("--output-dir", help="the run's folder (default: the next free runs/DATASET-CONFIG-N)")
     group = parser.add_argument_group("the recipe")
     for name, text in recipes.flags():
@@ -35,7 +42,18 @@ def arguments():
             "--" + name.replace("_", "-"), metavar=metavar, help="{} ({})".format(text, recipes.defaults_of(name))
         )
     parser.set_defaults(dataset="cub200")
-    return parser.parse_args()
+    return parser.parse_args(words)
+
+
+def resumed(options):
+    """The options of the run to go on with, overlaid by the flags given now."""
+    file = Path(options.resume) / "arguments.json"
+    try:
+        command = json.loads(file.read_text())["command"]
+        options = arguments([str(word) for word in command[1:] + sys.argv[1:]])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError("--resume {}: not the folder of a run ({}: {})".format(options.resume, file.name, error))
+    return options
 
 
 def recipe_of(options):
@@ -43,8 +61,7 @@ def recipe_of(options):
     recipe = recipes.RECIPES[options.dataset]
     if options.pretrained_model:
         description = Checkpoint(options.pretrained_model).description
-        network = ("config", "dim", "backbone", "combine", "gem_p")
-        recipe = replace(recipe, **{name: description[name] for name in network})
+        recipe = replace(recipe, **{name: description[name] for name in model.OPTIONS})
     for name, _ in recipes.flags():
         text = getattr(options, name)
         if text is None:
@@ -66,6 +83,8 @@ def load_weights(net, options, recipe):
 
 def run_folder(options, recipe):
     """The folder for the run. Raises InputError when the one that was asked for holds a run already."""
+    if options.resume:
+        return Path(options.resume)
     if not options.output_dir:
         names = (Path("runs/{}-{}-{}".format(options.dataset, recipe.config, n)) for n in range(1, 10**6))
         return next(name for name in names if not name.exists())
@@ -82,20 +101,38 @@ def keep_arguments(folder, recipe):
         part.write_text(json.dumps(record, indent=1) + "\n")
 
 
+def devices(options):
+    """The devices of --gpus, or of --gpu."""
+    if not options.gpus:
+        return [environment.context(options.gpu)]
+    try:
+        numbers = [int(word) for word in options.gpus.split(",")]
+    except ValueError:
+        raise InputError("--gpus {}: expected numbers, as in 0,1,2,3".format(options.gpus))
+    if len(set(numbers)) != len(numbers):
+        raise InputError("--gpus {}: expected each number once".format(options.gpus))
+    return [environment.context(number) for number in numbers]
+
+
 def main():
-    options = arguments()
+    options = arguments(sys.argv[1:])
+    if options.resume:
+        options = resumed(options)
     recipe = recipe_of(options)
     dataset = flags.load_dataset(options, options.dataset)
     datasets.check_trainable(dataset)
-    ctx = environment.context(options.gpu)
+    contexts = devices(options)
     environment.seed_everything(options.seed)
-    net = trainer.build(recipe, dataset, ctx)
+    net = trainer.build(recipe, dataset, contexts)
     load_weights(net, options, recipe)
     folder = run_folder(options, recipe)
     unreadable = images.Unreadable(options.skip_unreadable)
-    training = trainer.Trainer(net, dataset, recipe, folder, ctx, options.seed, options.num_workers, unreadable)
-    keep_arguments(folder, recipe)
-    print("run: {}".format(folder))
+    training = trainer.Trainer(net, dataset, recipe, folder, contexts, options.seed, options.num_workers, unreadable)
+    if options.resume:
+        training.restore()
+    else:
+        keep_arguments(folder, recipe)
+    print("run: {}{}".format(folder, ", from iteration {}".format(training.iteration) if options.resume else ""))
 
     last, best, iteration = training.run(options.save_every)
     for name, recalls, number in (("last", last, recipe.iterations), ("best", best, iteration)):

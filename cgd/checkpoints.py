@@ -20,6 +20,7 @@ RELEASED = {
     "config": "MG",
     "dim": 1536,
     "backbone": "resnet50_v1",
+    "combination": "CGD",
     "combine": "concat",
     "gem_p": 3.0,
     "learn_p": False,

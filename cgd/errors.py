@@ -1,7 +1,12 @@
 """What a command says when its input is wrong: one line, exit code 2, no traceback."""
 
 import argparse
+import os
+import signal
 import sys
+from contextlib import contextmanager
+
+STOPS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and how schedulers and containers end a process
 
 
 class InputError(Exception):
@@ -15,11 +20,35 @@ class Parser(argparse.ArgumentParser):
         raise InputError("{}; {} --help lists the flags".format(message, self.prog))
 
 
+@contextmanager
+def uninterrupted():
+    """Within, Ctrl-C and SIGTERM wait: they are a KeyboardInterrupt at the end."""
+    asked = []
+    handlers = {number: signal.signal(number, lambda *_: asked.append(True)) for number in STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if asked:
+        raise KeyboardInterrupt
+
+
+def _interrupt_of(process):
+    def interrupt(*_):
+        if os.getpid() != process:
+            os._exit(143)  # a loader process, which has inherited the handler: it just ends
+        raise KeyboardInterrupt
+
+    return interrupt
+
+
 def run(main):
-    """Runs a command's `main`; exit code 2 after an `InputError`, 130 after Ctrl-C, as a shell expects.
+    """Runs a command's `main`; exit code 2 after an `InputError`, 130 after Ctrl-C or SIGTERM, as a shell expects.
 
     An OSError that nobody expected is the machine's (a full disk, no permission), not the program's: one line as well.
     """
+    signal.signal(signal.SIGTERM, _interrupt_of(os.getpid()))
     try:
         main()
     except InputError as error:

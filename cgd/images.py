@@ -107,20 +107,22 @@ class TrainingView(View):
     """(index, seed) -> picture, augmented.
 
     Cropped to its box and resized to `enlarged` (width, height); of that a random piece of `size`, flipped with
-    probability 1/2. What is random is drawn from `seed` alone, so that it is the same whichever process does it.
+    probability 1/2. With the probability `straight` it is resized to `size` instead, as later code of the authors'
+    group does. What is random is drawn from `seed` alone, so that it is the same whichever process does it.
     """
 
-    def __init__(self, records, size, enlarged):
+    def __init__(self, records, size, enlarged, straight=0.0):
         super().__init__(records, size)
-        self.enlarged = enlarged
+        self.enlarged, self.straight = enlarged, straight
 
     def index(self, key):
         return key[0]
 
     def picture(self, record, key):
         random = np.random.RandomState(key[1])
-        image = resize(_cropped(record), self.enlarged).asnumpy()
-        x, y = (random.randint(big - small + 1) for big, small in zip(self.enlarged, self.size))
+        enlarged = self.size if random.random_sample() < self.straight else self.enlarged
+        image = resize(_cropped(record), enlarged).asnumpy()
+        x, y = (random.randint(big - small + 1) for big, small in zip(enlarged, self.size))
         image = image[y : y + self.size[1], x : x + self.size[0]]
         return image[:, ::-1] if random.randint(2) else image
 

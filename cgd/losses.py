@@ -1,6 +1,12 @@
 """The two losses of CGD, on MXNet arrays, under `autograd.record`."""
 
+from collections import namedtuple
+
 from cgd.environment import mx
+
+# active : share of the anchors whose hardest triplet breaks the margin
+# positive, negative : mean distance to the hardest positive and negative, squared if the loss squares them; (1,) each
+Hardest = namedtuple("Hardest", "active positive negative")
 
 
 def distances(embeddings):
@@ -29,16 +35,27 @@ def hardest(d, identities):
     return positive, negative, positives.max(axis=1) * negatives.max(axis=1)
 
 
-def batch_hard_triplet(embeddings, identities, margin=0.1):
-    """Batch-hard triplet loss: (N, D), (N,) -> (1,).
+def batch_hard_triplet(embeddings, identities, margin=0.1, soft=False, squared=False):
+    """Batch-hard triplet loss: (N, D), (N,) -> (1,), and what there is to know of it, `Hardest`.
 
     The mean over the anchors of max(0, margin + d(anchor, hardest positive) - d(anchor, hardest negative)), with plain
     Euclidean distances; an anchor without a positive or a negative in the batch counts as 0. The margin is the paper's.
+
+    soft : ln(1 + exp(difference)) in the place of the hinge (Hermans et al., "In Defense of the Triplet Loss", 2017)
+    squared : the squares of the distances
     """
     d = distances(embeddings)
     with mx.autograd.pause():
         positive, negative, usable = hardest(d, identities)
-    return ((margin + d.pick(positive) - d.pick(negative)).relu() * usable).mean()
+    to_positive, to_negative = d.pick(positive), d.pick(negative)
+    if squared:
+        to_positive, to_negative = to_positive.square(), to_negative.square()
+    difference = to_positive - to_negative
+    each = mx.nd.Activation(difference, act_type="softrelu") if soft else (margin + difference).relu()
+    with mx.autograd.pause():
+        active = (margin + difference > 0) * usable
+        facts = Hardest(*(x.detach() for x in ((active).mean(), to_positive.mean(), to_negative.mean())))
+    return (each * usable).mean(), facts
 
 
 def smoothed_softmax(logits, identities, temperature=0.5, smoothing=0.1):

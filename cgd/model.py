@@ -1,19 +1,32 @@
-"""The network: a Gluon backbone, global descriptors on its last map, and one embedding of them all.
+"""The network: global descriptors on a backbone's last map, and one embedding of them all.
 
 Sources are named as in README: "the released graph" is the `-symbol.json` of the authors' CUB200 model.
 """
 
+from cgd.backbones import children, convolutions
 from cgd.environment import mx
 from cgd.errors import InputError
 from cgd.parameters import read_arrays
 
-nn, vision, model_store = mx.gluon.nn, mx.gluon.model_zoo.vision, mx.gluon.model_zoo.model_store
+nn, model_store = mx.gluon.nn, mx.gluon.model_zoo.model_store
 
-# The blocks that end the convolutional part of each network of Gluon's zoo.
-END_OF_FEATURE_MAP = (nn.GlobalAvgPool2D, nn.AvgPool2D, nn.Flatten, nn.Dense, nn.Dropout)
+# Prefixes of parameter names: the released graph's, so that its parameters load by name, and the classifier's.
+HEAD_PREFIX, CLASSIFIER_PREFIX = "faenet0_", "auxiliary0_"
 
-# Prefixes of parameter names. The first two are the released graph's, so that its parameters load by name.
-RESNET_PREFIX, HEAD_PREFIX, CLASSIFIER_PREFIX = "resnetv10_", "faenet0_", "auxiliary0_"
+# What it takes to build a network again: arguments of CGD, fields of a recipe, keys of a checkpoint's description.
+OPTIONS = (
+    "config",
+    "dim",
+    "backbone",
+    "combination",
+    "combine",
+    "gem_p",
+    "learn_p",
+    "dense_bias",
+    "keep_stride",
+)
+
+MOST_P = 6.0  # of GeM: beyond, 1e-6 to the power of p underflows in float32, and the gradient of the root is not finite
 
 
 class SPoC(nn.HybridBlock):
@@ -34,7 +47,8 @@ class GeM(nn.HybridBlock):
     """Generalised mean, (mean x^p)^(1/p) for each channel: (N, C, H, W) -> (N, C, 1, 1).
 
     One scalar p for all channels, 3 at first. The released model keeps it (`lr_mult` 0); the paper allows learning it.
-    The map is clipped to [1e-6, 1e12] first: the power has no finite gradient at 0.
+    The map is clipped to [1e-6, 1e12] first: the power has no finite gradient at 0. A learned p is to be kept in bounds
+    by `bound_p` after each step.
     """
 
     def __init__(self, p=3.0, learn_p=False, **kwargs):
@@ -43,6 +57,11 @@ class GeM(nn.HybridBlock):
             self.p = self.params.get("p", shape=(1,), init=mx.init.Constant(p))
         self.p.lr_mult = 1.0 if learn_p else 0.0
         self.p.grad_req = "write" if learn_p else "null"
+
+    def bound_p(self):
+        """Puts a learned p back into [1, MOST_P]: below 1 it is no generalised mean that stresses large values."""
+        for p in self.p.list_data():
+            p[:] = p.clip(1, MOST_P)
 
     def hybrid_forward(self, F, x, p):
         x = F.broadcast_power(F.clip(x, a_min=1e-6, a_max=1e12), p)
@@ -66,11 +85,11 @@ class CGD(nn.HybridBlock):
     """Combination of multiple global descriptors.
 
     Each letter of `config` names a global descriptor of the backbone's last map: S (SPoC), M (MAC) or G (GeM). Each is
-    reduced by a Dense layer and L2-normalised; together, and normalised once more, they are the embedding.
+    reduced by a Dense layer and L2-normalised, a branch; together, and normalised once more, they are the embedding.
 
     images (N, 3, H, W), normalised -> embedding (N, dim), each row of length 1.
-    With `classes`, the training form: -> embedding (N, dim), logits (N, classes). The logits are those of the auxiliary
-    classifier, which sees the first letter's descriptor before its Dense layer.
+    With `classes`, the training form: -> embedding, [what the ranking loss sees, (N, d) each], [logits (N, classes)].
+    The logits are those of the auxiliary classifier, which sees the first letter's descriptor before its Dense layer.
 
     Parameters
     ----------
@@ -79,18 +98,21 @@ class CGD(nn.HybridBlock):
     dim : int
         Length of the embedding; with `combine="concat"` each branch has its equal share of it.
     backbone : str
-        Any network of Gluon's model zoo.
+        Any name that `backbones.convolutions` knows.
     classes : int, optional
-        Number of training classes: adds the auxiliary classifier.
+        Number of training classes, for the training form; 0 for one without the auxiliary classifier.
+    combination : {"CGD", "A", "B"}
+        The paper's Table 3. "A": each branch has a ranking loss of its own, and they are combined for the test alone.
+        "B": the descriptors are combined before one Dense layer for all.
     combine : {"concat", "sum"}
-        "concat" joins the branches; "sum" adds branches of full length (the paper's Table 4).
+        "concat" joins; "sum" adds branches of full length (the paper's Table 4).
     gem_p, learn_p : float, bool
         GeM's power and whether it is learned.
     dense_bias : bool
         Bias in the branches' Dense layers. The released graph has one; the author says there is none.
     keep_stride : bool
-        Leave the stride of a ResNet's stage 4 as it is. By default it is removed, as in the released graph,
-        so that an input of 224 gives a map of 14 x 14. Other networks always stay as they are.
+        Leave the backbone's last stride as it is. By default it is removed, as in the released graph, so that an input
+        of 224 gives a map of 14 x 14; networks that are no ResNet and not of `backbones.OURS` always stay as they are.
 
     Raises InputError for an unknown configuration or backbone, and for a `dim` the branches cannot share.
     """
@@ -101,6 +123,7 @@ class CGD(nn.HybridBlock):
         dim=1536,
         backbone="resnet50_v1",
         classes=None,
+        combination="CGD",
         combine="concat",
         gem_p=3.0,
         learn_p=False,
@@ -108,48 +131,59 @@ class CGD(nn.HybridBlock):
         keep_stride=False,
     ):
         super().__init__(prefix=HEAD_PREFIX)
-        check_config(config, dim, combine)
-        # What it takes to build this network again, for a checkpoint's description.
-        self.options = {
-            "config": config,
-            "dim": dim,
-            "backbone": backbone,
-            "combine": combine,
-            "gem_p": gem_p,
-            "learn_p": learn_p,
-            "dense_bias": dense_bias,
-            "keep_stride": keep_stride,
-        }
-        self.combine = combine
+        check_config(config, dim, combine, combination)
+        given = locals()
+        self.options = {name: given[name] for name in OPTIONS}
+        self.combination, self.combine = combination, combine
+        self.for_training = classes is not None
         self.features = convolutions(backbone, keep_stride)
-        branch_dim = dim // len(config) if combine == "concat" else dim
         self.descriptors = nn.HybridSequential(prefix="")
         self.reductions = nn.HybridSequential(prefix="")
-        for letter in config:
+        shares = len(config) if combine == "concat" and combination != "B" else 1
+        for position, letter in enumerate(config):
             with self.name_scope():
                 self.descriptors.add(_descriptor(letter, gem_p, learn_p))
-                self.reductions.add(_reduction(branch_dim, dense_bias))
+                if combination != "B" or position == 0:
+                    self.reductions.add(_reduction(dim // shares, dense_bias))
         self.classifier = _classifier(classes) if classes else None
 
     def hybrid_forward(self, F, x):
         x = self.features(x)
         pooled = [descriptor(x) for descriptor in self.descriptors]
-        branches = [_unit(F, reduce(vector)) for reduce, vector in zip(self.reductions, pooled)]
+        reduced = [_combine(F, pooled, self.combine)] if self.combination == "B" else pooled
+        branches = [_unit(F, reduce(vector)) for reduce, vector in zip(self.reductions, reduced)]
         embedding = _unit(F, _combine(F, branches, self.combine))
-        return (embedding, self.classifier(pooled[0])) if self.classifier else embedding
+        if not self.for_training:
+            return embedding
+        ranked = branches if self.combination == "A" else [embedding]
+        return embedding, ranked, [self.classifier(pooled[0])] if self.classifier else []
 
     def embed(self, x):
-        """The embedding alone, (N, dim), whether or not there is a classifier."""
-        return self(x)[0] if self.classifier else self(x)
+        """The embedding alone, (N, dim), in either form."""
+        return self(x)[0] if self.for_training else self(x)
+
+    def bound_p(self):
+        """Keeps a learned power of GeM in bounds; to be called after each step of the optimiser."""
+        for gem in children(self.descriptors, GeM):
+            if gem.p.grad_req != "null":
+                gem.bound_p()
+
+    def freeze_batch_norm(self):
+        """Batch norm of the backbone keeps its statistics, scale and shift, as some re-implementations train."""
+        for norm in children(self.features, nn.BatchNorm):
+            norm._kwargs["use_global_stats"] = True
+            norm.gamma.grad_req = norm.beta.grad_req = "null"
 
 
-def check_config(config, dim, combine="concat"):
+def check_config(config, dim, combine="concat", combination="CGD"):
     """Raises InputError unless `config` names descriptors, each once, that can share `dim`."""
     if not config or set(config) - set("SMG") or len(set(config)) != len(config):
         raise InputError("configuration {!r}: expected letters of S, M and G, each at most once".format(config))
     if combine not in ("concat", "sum"):
         raise InputError("combine {!r}: expected 'concat' or 'sum'".format(combine))
-    if dim < 1 or (combine == "concat" and dim % len(config)):
+    if combination not in ("CGD", "A", "B"):
+        raise InputError("combination {!r}: expected 'CGD', 'A' or 'B'".format(combination))
+    if dim < 1 or (combine == "concat" and combination != "B" and dim % len(config)):
         raise InputError("dim {}: expected a positive multiple of {} for {!r}".format(dim, len(config), config))
 
 
@@ -179,34 +213,6 @@ def _classifier(classes):
     with block.name_scope():
         block.add(nn.BatchNorm(), nn.Dense(classes))
     return block
-
-
-def convolutions(name, keep_stride=False):
-    """The part of a network of Gluon's zoo that makes its last map: (N, 3, H, W) -> (N, C, h, w).
-
-    A ResNet loses the stride of its stage 4, unless `keep_stride`. Raises InputError for an unknown name.
-    """
-    try:
-        # A fixed prefix: Gluon's own one counts the networks built so far, and parameters would not load by name.
-        zoo = vision.get_model(name, prefix=RESNET_PREFIX if name.startswith("resnet") else "backbone0_")
-    except ValueError as error:
-        raise InputError("backbone {!r}: {}".format(name, str(error).replace("\n", " ").replace("\t", " ")))
-    features = nn.HybridSequential(prefix=zoo.features.prefix)
-    for block in zoo.features:
-        if isinstance(block, END_OF_FEATURE_MAP):
-            break
-        features.add(block)
-    if name.startswith("resnet") and not keep_stride:
-        _remove_last_stride(features)
-    return features
-
-
-def _remove_last_stride(features):
-    """Stride 1 in the first block of a ResNet's last stage, in its main path and in its shortcut."""
-    stages = [block for block in features if isinstance(block, nn.HybridSequential)]
-    strided = [conv for conv in _children(stages[-1][0], nn.Conv2D) if conv._kwargs["stride"] == (2, 2)]
-    for conv in strided:
-        conv._kwargs["stride"] = (1, 1)  # Gluon's zoo has no argument for it
 
 
 def load_backbone(features, file):
@@ -270,9 +276,3 @@ def check_names(expected, found, source):
         if names:
             some = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
             raise InputError("{} {} {} parameter(s): {}".format(source, trouble, len(names), some))
-
-
-def _children(block, kind):
-    """All blocks of a kind inside a block, in order."""
-    found = [block] if isinstance(block, kind) else []
-    return sum((_children(child, kind) for child in block._children.values()), found)

@@ -1,14 +1,22 @@
-"""Parameter files, checked before MXNet sees them.
+"""Parameter files, checked before MXNet sees them, and the state of a run.
 
 MXNet believes what stands in such a file: a wrong size makes it reserve any amount of memory, and fill it for minutes.
 """
 
 import errno
+import json
 import struct
+import zipfile
+import zlib
 from pathlib import Path
+
+import numpy as np
 
 from cgd.environment import mx
 from cgd.errors import InputError
+from cgd.files import replacing
+
+FACTS = "facts"  # in a run's state, the array that holds JSON
 
 FILE_MAGIC = 0x112
 ARRAY_MAGIC, OLDER_MAGIC = 0xF993FAC9, 0xF993FAC8  # since MXNet 1.0, and before; older still, there was none
@@ -41,6 +49,27 @@ def write_arrays(file, arrays):
         _check_layout(Path(file).read_bytes())
     except (mx.base.MXNetError, ValueError):
         raise OSError(errno.ENOSPC, "it could not be written whole; is the disk full?")
+
+
+def write_state(file, arrays, facts):
+    """Writes {name: NDArray} and a dict of what JSON can hold into one file of plain arrays, whole or not at all.
+
+    An .npz without pickled objects: to open somebody else's runs no code of theirs.
+    """
+    values = {name: value.asnumpy() for name, value in arrays.items()}
+    with replacing(file) as part:
+        np.savez(str(part), **values, **{FACTS: np.array(json.dumps(facts))})
+
+
+def read_state(file):
+    """({name: NDArray}, facts) of a file that `write_state` wrote. Raises InputError for any other."""
+    try:
+        with np.load(str(file), allow_pickle=False) as archive:
+            values = {name: archive[name] for name in archive.files}
+        facts = json.loads(values.pop(FACTS).item())
+        return {name: mx.nd.array(value, dtype=value.dtype) for name, value in values.items()}, facts
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError("{}: not the state of a run ({}); is it whole?".format(file, error))
 
 
 def _check_layout(data):

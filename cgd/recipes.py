@@ -26,19 +26,30 @@ class Recipe:
     config: str = number("MG", "descriptors in order, letters of S, M and G; the first feeds the classifier")
     dim: int = number(1536, "length of the embedding", low=1)
     backbone: str = number("resnet50_v1", "a network of Gluon's model zoo")
+    combination: str = number("CGD", "CGD, A or B: what is ranked and what is combined (the paper's Table 3)")
     combine: str = number("concat", "how the branches make one embedding: concat or sum")
-    gem_p: float = number(3.0, "GeM's power, at first", low=1)
+    gem_p: float = number(3.0, "GeM's power, at first", low=1, high=6)
+    learn_p: bool = number(False, "learn GeM's power, between 1 and 6")
+    dense_bias: bool = number(True, "bias in the branches' Dense layers")
+    keep_stride: bool = number(False, "leave the backbone's last stride, for a last map of half the height and width")
+    freeze_batch_norm: bool = number(False, "batch norm of the backbone stays as it was")
     image_width: int = number(224, "width of the network's input", low=1)
     image_height: int = number(224, "height of the network's input", low=1)
     enlarge: float = number(1.125, "training pictures are resized to so many times the input, then cropped", low=1)
+    straight: float = number(0.0, "share of the training pictures that are resized to the input straight", high=1)
     batch_size: int = number(128, "images a batch", low=1)
     images_per_identity: int = number(4, "images of each identity in a batch", low=1)
     iterations: int = number(1500, "batches to train on")
     lr: float = number(1e-4, "Adam's learning rate")
     lr_steps: Tuple[int, ...] = number((400, 800), "iterations after which the learning rate falls")
     lr_factor: float = number(0.1, "what it is multiplied by")
+    backbone_lr: float = number(1.0, "times the learning rate, for the backbone")
     weight_decay: float = number(0.0, "L2 penalty on all parameters")
     margin: float = number(0.1, "the triplet loss's margin")
+    soft_margin: bool = number(False, "ln(1 + exp(x)) in the place of the margin's hinge")
+    squared: bool = number(False, "squared distances in the triplet loss")
+    ranking_weight: float = number(1.0, "times the ranking loss")
+    classification_weight: float = number(1.0, "times the classification loss; 0 for no classifier")
     temperature: float = number(0.5, "the logits are divided by it", low=1e-3)
     smoothing: float = number(0.1, "label smoothing", high=1)
     eval_every: int = number(100, "iterations between evaluations; there is one at the end in any case", low=1)
@@ -90,6 +101,10 @@ def parse(name, text):
     default = getattr(CUB200, name)
     if isinstance(default, str):
         return text
+    if isinstance(default, bool):
+        if text not in ("yes", "no"):
+            raise ValueError("expected yes or no")
+        return text == "yes"
     kind = int if isinstance(default, (int, tuple)) else float
     bounds = Recipe.__dataclass_fields__[name].metadata
     try:
@@ -106,6 +121,8 @@ def parse(name, text):
 
 
 def _text(value):
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

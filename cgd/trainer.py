@@ -1,7 +1,8 @@
-"""The training loop: losses, learning rate, log, evaluation, checkpoints."""
+"""The training loop: losses, learning rate, log, evaluation, checkpoints, and going on after any stop."""
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from tqdm import tqdm
 from cgd import checkpoints, evaluator, images, losses, model
 from cgd.datasets import count_identities
 from cgd.environment import mx
-from cgd.errors import InputError
+from cgd.errors import InputError, uninterrupted
+from cgd.parameters import read_state, write_state
 from cgd.samplers import IdentitySampler
 
 LOG_EVERY = 10
@@ -22,91 +24,168 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Trainer:
     """Trains a network on a data set by a recipe, into a folder.
 
+    With several devices each takes its share of a batch; their descriptors are gathered, the hardest triplets are found
+    in the whole batch, and the gradients go back to each, as if it were one device.
+
     Parameters
     ----------
-    net : model.CGD with a classifier for the data set's training identities
+    net : model.CGD in its training form, for the data set's training identities
     dataset : datasets.Dataset
     recipe : recipes.Recipe
-    folder : where log.jsonl and the checkpoints `best` and `last` go
-    ctx : the device
+    folder : where log.jsonl, state.npz and the checkpoints `best` and `last` go
+    devices : list of mx.Context
     seed, num_workers : int
     unreadable : images.Unreadable, what to do about pictures that cannot be read
     """
 
-    def __init__(self, net, dataset, recipe, folder, ctx, seed=0, num_workers=0, unreadable=None):
-        self.net, self.dataset, self.recipe, self.ctx = net, dataset, recipe, ctx
+    def __init__(self, net, dataset, recipe, folder, devices, seed=0, num_workers=0, unreadable=None):
+        self.net, self.dataset, self.recipe, self.devices = net, dataset, recipe, devices
         self.folder, self.seed, self.num_workers, self.unreadable = Path(folder), seed, num_workers, unreadable
         self.size = (recipe.image_width, recipe.image_height)
         self.identities = [record.identity for record in dataset.train]
         self.sampler = IdentitySampler(
             self.identities, recipe.batch_size, recipe.images_per_identity, seed, recipe.iterations
         )
+        if recipe.freeze_batch_norm:
+            net.freeze_batch_norm()
+        for parameter in net.features.collect_params().values():
+            parameter.lr_mult = recipe.backbone_lr
         self.optimiser = mx.gluon.Trainer(
-            net.collect_params(), "adam", {"learning_rate": recipe.lr, "wd": recipe.weight_decay}
+            net.collect_params(),
+            "adam",
+            {"learning_rate": recipe.lr, "wd": recipe.weight_decay},
+            update_on_kvstore=False,  # the optimiser's state stays here, where it can be kept
         )
+        self.optimiser._init_kvstore()
         self.iteration = 0
+        self.evaluated = None  # the iteration of the last evaluation
         self.best = None  # (recalls, iteration)
         self.recalls = None  # of the last evaluation
 
     def run(self, save_every=0):
         """Trains to the recipe's last iteration, evaluates, and returns (last recalls, best recalls, its iteration).
 
-        Stopped by Ctrl-C, it leaves the checkpoint `last` as the network stood. Raises InputError when a loss is not
-        finite.
+        Keeps its state each `save_every` iterations, if that is not 0, and at each evaluation. Stopped by Ctrl-C or
+        SIGTERM, it ends the iteration, and leaves its state and the checkpoint `last`. Raises InputError when a loss is
+        not finite.
         """
-        recipe = self.recipe
-        enlarged = tuple(round(side * recipe.enlarge) for side in self.size)
-        view = images.TrainingView(self.dataset.train, self.size, enlarged)
-        meter = Meter()
-        with open(self.folder / "log.jsonl", "a") as log, tqdm(total=recipe.iterations, unit="it") as progress:
+        self.sampler.start = self.iteration
+        with open(self.folder / "log.jsonl", "a") as log, self._progress() as progress:
             try:
-                for pictures, identities, readable in images.loader(
-                    view, self.sampler, self.num_workers, self.unreadable
-                ):
-                    pictures, identities = only(readable, pictures, identities)
-                    meter.add(*self.step(pictures, identities), len(identities))
-                    progress.update()
-                    progress.set_postfix_str(meter.text(self.learning_rate()), refresh=False)
-                    if self.iteration % LOG_EVERY == 0 or self.iteration == recipe.iterations:
-                        write_line(log, dict(iteration=self.iteration, lr=self.learning_rate(), **meter.take()))
-                    if save_every and self.iteration % save_every == 0:
-                        self.save("last")
-                    if self.iteration % recipe.eval_every == 0 and self.iteration < recipe.iterations:
-                        self.evaluate(log)
-                        meter.restart()
+                self._train(log, progress, save_every)
+                self._evaluate_once(log)
             except KeyboardInterrupt:
+                self._keep(log)
                 self.save("last")
                 raise
-            self.evaluate(log)
         self.save("last")
         return (self.recalls, *self.best)
 
-    def step(self, pictures, identities):
-        """One iteration on (N, H, W, 3) uint8 pictures: (ranking loss, classification loss), as floats."""
-        recipe = self.recipe
-        pictures = images.normalise(pictures.as_in_context(self.ctx), MEAN, STD)
-        identities = mx.nd.array(identities, ctx=self.ctx)
+    def _progress(self):
+        return tqdm(total=self.recipe.iterations, initial=self.iteration, unit="it")
+
+    def _train(self, log, progress, save_every):
+        recipe, meter = self.recipe, Meter()
+        if self._evaluation_is_due():  # stopped between this iteration and its evaluation
+            self._evaluate_once(log)
+        enlarged = tuple(round(side * recipe.enlarge) for side in self.size)
+        view = images.TrainingView(self.dataset.train, self.size, enlarged, recipe.straight)
+        batches = images.loader(view, self.sampler, self.num_workers, self.unreadable)
+        for pictures, identities, readable in meter.waiting(batches):
+            with uninterrupted():
+                logged = (self.iteration + 1) % LOG_EVERY == 0 or self.iteration + 1 == recipe.iterations
+                meter.add(self.step(*only(readable, pictures, identities), with_norm=logged), len(identities))
+                progress.update()
+                progress.set_postfix_str(meter.text(self.learning_rate()), refresh=False)
+                if logged:
+                    write_line(log, dict(iteration=self.iteration, lr=self.learning_rate(), **meter.take()))
+            if self._evaluation_is_due():
+                self._evaluate_once(log)
+                self._keep(log)
+                meter.restart()
+            elif save_every and self.iteration % save_every == 0:
+                self._keep(log)
+
+    def step(self, pictures, identities, with_norm=False):
+        """One iteration on (N, H, W, 3) uint8 pictures: {name: float}, the two losses and what else there is to know.
+
+        with_norm : also the norm of all gradients, over all parameters
+        """
+        outputs = []
         with mx.autograd.record():
-            embeddings, logits = self.net(pictures)
-            ranking = losses.batch_hard_triplet(embeddings, identities, recipe.margin)
-            classification = losses.smoothed_softmax(logits, identities, recipe.temperature, recipe.smoothing)
-            total = ranking + classification
-        total.backward()
+            for device, part in zip(self.devices, self._parts(len(identities))):
+                x = images.normalise(pictures[part].as_in_context(device), MEAN, STD)
+                _, ranked, logits = self.net(x)
+                outputs.append(ranked + logits)
+        total, values = self._losses(outputs, identities)
         self.optimiser.set_learning_rate(self.learning_rate())
-        self.optimiser.step(1)  # the losses are means already
-        values = ranking.asscalar(), classification.asscalar()
+        self.optimiser.allreduce_grads()
+        if with_norm:
+            values["gradient_norm"] = self._gradient_norm()
+        self.optimiser.update(1)  # the losses are means already
+        self.net.bound_p()
         self.iteration += 1
-        if not all(map(math.isfinite, values)):
+        if not math.isfinite(total):
             raise InputError(
-                "iteration {}: the ranking loss is {} and the classification loss {}; the run stops here. "
-                "A lower --lr is the usual remedy".format(self.iteration, *values)
+                "iteration {}: the ranking loss is {} and the classification loss {}; the run stops here. A lower --lr "
+                "is the usual remedy".format(self.iteration, values["ranking_loss"], values["classification_loss"])
             )
         return values
+
+    def _parts(self, count):
+        """The share of a batch of each device, as slices; the first take what does not divide."""
+        share, more = divmod(count, len(self.devices))
+        ends = [share * n + min(n, more) for n in range(len(self.devices) + 1)]
+        return [slice(*pair) for pair in zip(ends, ends[1:])]
+
+    def _losses(self, outputs, identities):
+        """Both losses of what all devices gave, over the whole batch; their gradients go back through each device.
+
+        outputs : a list of (n, d) arrays for each device
+        -> the total, as a float, and {name: float}
+        """
+        recipe, home = self.recipe, self.devices[0]
+        gathered = [mx.nd.concat(*[x.as_in_context(home) for x in same], dim=0).detach() for same in zip(*outputs)]
+        for x in gathered:
+            x.attach_grad()
+        identities = mx.nd.array(identities, ctx=home)
+        zero = mx.nd.zeros(1, ctx=home)
+        with mx.autograd.record():
+            ranked = gathered[: len(gathered) - bool(self.net.classifier)]
+            each = [
+                losses.batch_hard_triplet(x, identities, recipe.margin, recipe.soft_margin, recipe.squared)
+                for x in ranked
+            ]
+            ranking = sum((loss for loss, _ in each), zero)
+            classification = zero
+            if self.net.classifier:
+                logits = gathered[-1]
+                classification = losses.smoothed_softmax(logits, identities, recipe.temperature, recipe.smoothing)
+            total = recipe.ranking_weight * ranking + recipe.classification_weight * classification
+        total.backward()
+        for device, part, own in zip(self.devices, self._parts(len(identities)), outputs):
+            mx.autograd.backward(own, [x.grad[part].as_in_context(device) for x in gathered])
+        values = {"ranking_loss": ranking.asscalar(), "classification_loss": classification.asscalar()}
+        for name, facts in zip(losses.Hardest._fields, zip(*(facts for _, facts in each))):
+            values[name] = sum(fact.asscalar() for fact in facts) / len(facts)
+        return float(total.asscalar()), {name: float(value) for name, value in values.items()}
+
+    def _gradient_norm(self):
+        gradients = [p.list_grad()[0] for p in self.net.collect_params().values() if p.grad_req != "null"]
+        return math.sqrt(sum(mx.nd.concat(*[g.square().sum() for g in gradients], dim=0).asnumpy().tolist()))
 
     def learning_rate(self):
         """The rate of the next iteration: the recipe's, times its factor for each step that lies behind."""
         passed = sum(self.iteration >= step for step in self.recipe.lr_steps)
         return self.recipe.lr * self.recipe.lr_factor**passed
+
+    def _evaluation_is_due(self):
+        due = self.iteration % self.recipe.eval_every == 0 and 0 < self.iteration < self.recipe.iterations
+        return due and self.evaluated != self.iteration
+
+    def _evaluate_once(self, log):
+        if self.evaluated != self.iteration:
+            self.evaluate(log)
 
     def evaluate(self, log):
         """Recall@K of the test half; the checkpoint `best` is kept by the first of them."""
@@ -115,18 +194,20 @@ class Trainer:
             self.net.embed,
             self.dataset,
             evaluator.Preparation(self.size, MEAN, STD),
-            self.ctx,
+            self.devices[0],
             self.recipe.batch_size,
             self.num_workers,
             self.unreadable,
             quiet=True,
         ).recalls
-        write_line(log, {"iteration": self.iteration, "recall": dict(zip(map(str, ranks), self.recalls))})
-        text = "  ".join("R@{} {:.4f}".format(k, recall) for k, recall in zip(ranks, self.recalls))
-        tqdm.write("iteration {:5d}  {}".format(self.iteration, text))
-        if self.best is None or self.recalls[0] > self.best[0][0]:
-            self.best = (self.recalls, self.iteration)
-            self.save("best")
+        with uninterrupted():
+            write_line(log, {"iteration": self.iteration, "recall": dict(zip(map(str, ranks), self.recalls))})
+            text = "  ".join("R@{} {:.4f}".format(k, recall) for k, recall in zip(ranks, self.recalls))
+            tqdm.write("iteration {:5d}  {}".format(self.iteration, text))
+            if self.best is None or self.recalls[0] > self.best[0][0]:
+                self.best = (self.recalls, self.iteration)
+                self.save("best")
+            self.evaluated = self.iteration
 
     def save(self, name):
         """Writes the checkpoint `name`, with what an evaluation needs to know of it."""
@@ -142,34 +223,104 @@ class Trainer:
         }
         checkpoints.save(self.net, str(self.folder / name), description)
 
+    def _keep(self, log):
+        """Writes all that it takes to go on: parameters, the optimiser's moments and counts, scores, the log's length.
+
+        One file, so that its parts belong together. Batches and augmentation have no state: they are functions of the
+        seed and the iteration.
+        """
+        mx.nd.waitall()
+        log.flush()
+        os.fsync(log.fileno())
+        arrays = {"parameter:" + name: p.data(self.devices[0]) for name, p in self.net.collect_params().items()}
+        for index, moments in self.optimiser._updaters[0].states.items():
+            for number, moment in enumerate(moments):
+                arrays["moment{}:{}".format(number, self.optimiser._params[index].name)] = moment
+        facts = {
+            "iteration": self.iteration,
+            "updates": self.optimiser._optimizer.num_update,
+            "evaluated": self.evaluated,
+            "best": self.best,
+            "recalls": self.recalls,
+            "log_length": log.tell(),
+        }
+        write_state(self.folder / "state.npz", arrays, facts)
+
+    def restore(self):
+        """Goes back to the state that the folder holds, or to the beginning where it holds none; the log, too.
+
+        Raises InputError for a state that is broken or of another network.
+        """
+        file, log = self.folder / "state.npz", self.folder / "log.jsonl"
+        if not file.exists():
+            log.write_text("")
+            return
+        arrays, facts = read_state(file)
+        parameters = {"parameter:" + name: p for name, p in self.net.collect_params().items()}
+        moments = {name: value for name, value in arrays.items() if name.startswith("moment")}
+        model.set_parameters(parameters, {name: arrays[name] for name in arrays if name not in moments}, file)
+        self._restore_moments(moments, facts["updates"])
+        self.iteration, self.evaluated, self.recalls = facts["iteration"], facts["evaluated"], facts["recalls"]
+        self.best = tuple(facts["best"]) if facts["best"] else None
+        with open(log, "rb+") as lines:
+            lines.truncate(facts["log_length"])
+
+    def _restore_moments(self, moments, updates):
+        optimiser = self.optimiser._optimizer
+        for updater, device in zip(self.optimiser._updaters, self.devices):
+            for index, parameter in enumerate(self.optimiser._params):
+                own = [moments.get("moment{}:{}".format(number, parameter.name)) for number in (0, 1)]
+                if own[0] is not None:
+                    updater.states[index] = tuple(moment.as_in_context(device) for moment in own)
+                    updater.states_synced[index] = True
+                    optimiser._index_update_count[index] = updates
+        optimiser.num_update = updates
+
 
 class Meter:
-    """Means of the losses, and images a second, since the last log line."""
+    """Means of what a step gives, images a second and the share of the time spent waiting, since the last log line."""
 
     def __init__(self):
         self.restart()
 
     def restart(self):
-        self.start, self.images, self.losses = time.time(), 0, []
+        self.start, self.waited, self.images, self.values = time.time(), 0.0, 0, []
 
-    def add(self, ranking, classification, images):
-        self.losses.append((float(ranking), float(classification)))
+    def waiting(self, batches):
+        """The same batches; the time each takes to come counts as waiting."""
+        batches = iter(batches)
+        while True:
+            start = time.time()
+            batch = next(batches, None)
+            self.waited += time.time() - start
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, values, images):
+        self.values.append(values)
         self.images += images
 
     def means(self):
-        ranking, classification = (sum(column) / len(self.losses) for column in zip(*self.losses))
-        return ranking, classification, self.images / (time.time() - self.start)
+        """{name: mean}, over the steps that gave it."""
+        columns = {}
+        for values in self.values:
+            for name, value in values.items():
+                columns.setdefault(name, []).append(value)
+        return {name: sum(column) / len(column) for name, column in columns.items()}
 
     def text(self, lr):
+        means = self.means()
         return "ranking {:.3f}, classification {:.3f}, lr {:.0e}, {:.0f} images/s".format(
-            *self.means()[:2], lr, self.means()[2]
+            means["ranking_loss"], means["classification_loss"], lr, self.images / (time.time() - self.start)
         )
 
     def take(self):
         """The figures for a log line; the next ones begin here."""
-        ranking, classification, rate = self.means()
+        seconds = time.time() - self.start
+        figures = dict(self.means(), images_per_second=self.images / seconds, waiting=self.waited / seconds)
         self.restart()
-        return {"ranking_loss": ranking, "classification_loss": classification, "images_per_second": rate}
+        return figures
 
 
 def only(readable, pictures, identities):
@@ -186,17 +337,12 @@ def write_line(log, figures):
     log.flush()
 
 
-def build(recipe, dataset, ctx):
-    """The network that a recipe asks for, with random weights, on a device, ready to train."""
-    net = model.CGD(
-        config=recipe.config,
-        dim=recipe.dim,
-        backbone=recipe.backbone,
-        classes=count_identities(dataset.train),
-        combine=recipe.combine,
-        gem_p=recipe.gem_p,
-    )
-    net.initialize(ctx=ctx)
-    net(mx.nd.zeros((1, 3, recipe.image_height, recipe.image_width), ctx=ctx))  # settles the shapes
+def build(recipe, dataset, devices):
+    """The network that a recipe asks for, with random weights, on its devices, ready to train."""
+    classes = count_identities(dataset.train) if recipe.classification_weight else 0
+    net = model.CGD(classes=classes, **{name: getattr(recipe, name) for name in model.OPTIONS})
+    net.initialize(ctx=devices)
+    for device in devices:  # settles the shapes
+        net(mx.nd.zeros((1, 3, recipe.image_height, recipe.image_width), ctx=device))
     net.hybridize(static_alloc=True)
     return net

@@ -85,7 +85,7 @@ def test_training_goes_on_from_a_checkpoint_with_a_new_classifier(saved):
     again = model.CGD("MG", 12, "resnet18_v1", classes=9)
     again.initialize()
     checkpoints.Checkpoint(prefix).load_into(again)
-    embedding, logits = again(pictures())
+    embedding, _, (logits,) = again(pictures())
     assert logits.shape == (2, 9)
     np.testing.assert_array_equal(embedding.asnumpy(), net.embed(pictures()).asnumpy())
 

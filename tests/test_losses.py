@@ -7,7 +7,7 @@ from cgd import losses
 from cgd.environment import mx
 
 
-def slow_triplet(embeddings, identities, margin):
+def slow_triplet(embeddings, identities, cost):
     """The definition, anchor by anchor."""
     total = 0.0
     for i, anchor in enumerate(embeddings):
@@ -15,17 +15,17 @@ def slow_triplet(embeddings, identities, margin):
         positives = [away[j] for j in range(len(away)) if j != i and identities[j] == identities[i]]
         negatives = [away[j] for j in range(len(away)) if identities[j] != identities[i]]
         if positives and negatives:
-            total += max(0.0, margin + max(positives) - min(negatives))
+            total += cost(max(positives), min(negatives))
     return total / len(embeddings)
 
 
-def slow_gradient(embeddings, identities, margin, step=1e-6):
+def slow_gradient(embeddings, identities, cost, step=1e-6):
     gradient = np.zeros_like(embeddings)
     for place in np.ndindex(*embeddings.shape):
         for sign in (1, -1):
             moved = embeddings.copy()
             moved[place] += sign * step
-            gradient[place] += sign * slow_triplet(moved, identities, margin) / (2 * step)
+            gradient[place] += sign * slow_triplet(moved, identities, cost) / (2 * step)
     return gradient
 
 
@@ -33,25 +33,46 @@ def unit(x):
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def triplet_and_gradient(embeddings, identities, margin):
+def triplet_and_gradient(embeddings, identities, margin, **more):
     x = mx.nd.array(embeddings)
     x.attach_grad()
     with mx.autograd.record():
-        loss = losses.batch_hard_triplet(x, mx.nd.array(identities), margin)
+        loss, _ = losses.batch_hard_triplet(x, mx.nd.array(identities), margin, **more)
     loss.backward()
     return loss.asscalar(), x.grad.asnumpy()
 
 
-@pytest.mark.parametrize("margin", [0.1, 0.5])
+COSTS = {
+    "margin 0.1": (dict(margin=0.1), lambda p, n: max(0.0, 0.1 + p - n)),
+    "margin 0.5": (dict(margin=0.5), lambda p, n: max(0.0, 0.5 + p - n)),
+    "soft": (dict(margin=0.1, soft=True), lambda p, n: np.log1p(np.exp(p - n))),
+    "squared": (dict(margin=0.1, squared=True), lambda p, n: max(0.0, 0.1 + p**2 - n**2)),
+    "soft and squared": (dict(margin=0.1, soft=True, squared=True), lambda p, n: np.log1p(np.exp(p**2 - n**2))),
+}
+
+
+@pytest.mark.parametrize("kind", COSTS)
 @pytest.mark.parametrize("seed", range(3))
-def test_triplet_loss_and_gradient_equal_a_slow_reference(seed, margin):
+def test_triplet_loss_and_gradient_equal_a_slow_reference(seed, kind):
     random = np.random.RandomState(seed)
+    options, cost = COSTS[kind]
     embeddings = unit(random.randn(12, 5))
     identities = random.randint(5, size=12)
     identities[0] = 9  # alone in the batch: an anchor without a positive
-    loss, gradient = triplet_and_gradient(embeddings, identities, margin)
-    assert loss == pytest.approx(slow_triplet(embeddings, identities, margin), abs=1e-6)
-    np.testing.assert_allclose(gradient, slow_gradient(embeddings, identities, margin), atol=1e-4)
+    loss, gradient = triplet_and_gradient(embeddings, identities, **options)
+    assert loss == pytest.approx(slow_triplet(embeddings, identities, cost), abs=1e-6)
+    np.testing.assert_allclose(gradient, slow_gradient(embeddings, identities, cost), atol=1e-4)
+
+
+def test_what_is_told_of_the_hardest_triplets():
+    """On a line, by hand: positives 1, 1, 4, 4 away, negatives 2, 1, 1, 5 away."""
+    embeddings, identities = mx.nd.array([[0], [1], [2], [6]]), mx.nd.array([0, 0, 1, 1])
+    _, facts = losses.batch_hard_triplet(embeddings, identities, margin=0.5)
+    assert facts.positive.asscalar() == pytest.approx((1 + 1 + 4 + 4) / 4)
+    assert facts.negative.asscalar() == pytest.approx((2 + 1 + 1 + 5) / 4)
+    assert facts.active.asscalar() == pytest.approx(2 / 4)  # the second, by its margin, and the third
+    _, facts = losses.batch_hard_triplet(embeddings, identities, margin=0.5, squared=True)
+    assert facts.positive.asscalar() == pytest.approx((1 + 1 + 16 + 16) / 4)
 
 
 def test_the_miner_on_a_line():

@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cgd import checkpoints, model
+from cgd import backbones, checkpoints, losses, model
 from cgd.environment import mx
 from cgd.errors import InputError
 
@@ -115,20 +115,145 @@ def test_every_configuration_gives_unit_vectors(config, combine):
     np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1, atol=1e-5)
 
 
+def pooled_by_hand(net, pictures):
+    """S, M and G of the backbone's map, in numpy and float64."""
+    x = net.features(pictures).asnumpy().astype(float)
+    return [x.mean((2, 3)), x.max((2, 3)), (np.clip(x, 1e-6, None) ** 3).mean((2, 3)) ** (1 / 3)]
+
+
+def trained_form(**options):
+    net = small("SMG", **options)
+    net.initialize(mx.init.Normal(0.1))
+    return net
+
+
 def test_the_embedding_is_what_the_definition_says():
     """Pooling, Dense and both normalisations again, in numpy and float64, from the backbone's map on."""
-    net = small("SMG", classes=5)
-    net.initialize(mx.init.Normal(0.1))
-    pictures = random_pictures()
-    embedding, logits = net(pictures)
-    x = net.features(pictures).asnumpy().astype(float)
-    pooled = [x.mean((2, 3)), x.max((2, 3)), (np.clip(x, 1e-6, None) ** 3).mean((2, 3)) ** (1 / 3)]
+    net, pictures = trained_form(classes=5), random_pictures()
+    embedding, ranked, (logits,) = net(pictures)
+    pooled = pooled_by_hand(net, pictures)
     branches = [dense(vector, layer) for vector, layer in zip(pooled, net.reductions)]
     joined = np.concatenate([unit(branch) for branch in branches], axis=1)
     np.testing.assert_allclose(embedding.asnumpy(), unit(joined), atol=1e-5)
+    np.testing.assert_array_equal(ranked[0].asnumpy(), embedding.asnumpy())
+    assert len(ranked) == 1
     # the classifier sees the first letter's vector; fresh batch norm divides by sqrt(1 + eps)
     expected = dense(pooled[0] / np.sqrt(1 + 1e-5), net.classifier[1])
     np.testing.assert_allclose(logits.asnumpy(), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("combine", ["concat", "sum"])
+def test_type_a_ranks_each_branch_and_combines_them_for_the_test(combine):
+    net, pictures = trained_form(classes=5, combination="A", combine=combine), random_pictures()
+    embedding, ranked, _ = net(pictures)
+    branches = [unit(dense(*pair)) for pair in zip(pooled_by_hand(net, pictures), net.reductions)]
+    for found, expected in itertools.zip_longest(ranked, branches):
+        np.testing.assert_allclose(found.asnumpy(), expected, atol=1e-5)
+    combined = sum(branches) if combine == "sum" else np.concatenate(branches, axis=1)
+    np.testing.assert_allclose(embedding.asnumpy(), unit(combined), atol=1e-5)
+
+
+@pytest.mark.parametrize("combine", ["concat", "sum"])
+def test_type_b_combines_before_its_one_dense_layer(combine):
+    net, pictures = trained_form(classes=5, combination="B", combine=combine, dim=10), random_pictures()
+    embedding, ranked, _ = net(pictures)
+    pooled = pooled_by_hand(net, pictures)
+    combined = sum(pooled) if combine == "sum" else np.concatenate(pooled, axis=1)
+    (layer,) = net.reductions
+    np.testing.assert_allclose(embedding.asnumpy(), unit(dense(combined, layer)), atol=1e-5)
+    np.testing.assert_array_equal(ranked[0].asnumpy(), embedding.asnumpy())
+
+
+@pytest.mark.parametrize("combination", ["CGD", "A", "B"])
+def test_the_training_form_without_a_classifier_has_no_logits(combination):
+    net = trained_form(classes=0, combination=combination)
+    assert net(random_pictures())[2] == [] and net.embed(random_pictures()).shape == (2, 12)
+
+
+def test_a_learned_p_has_a_gradient_and_stays_in_bounds():
+    for learn_p in (True, False):
+        net = trained_form(classes=5, learn_p=learn_p)
+        with mx.autograd.record():
+            total = net(random_pictures())[0].square().sum() + net(random_pictures())[2][0].sum()
+        total.backward()
+        gem = net.descriptors[2]
+        if not learn_p:
+            assert gem.p.grad_req == "null"
+            continue
+        assert np.isfinite(gem.p.grad().asnumpy()).all()
+        for value, expected in ((0.2, 1.0), (2.5, 2.5), (1e6, model.MOST_P)):
+            gem.p.set_data(mx.nd.array([value]))
+            net.bound_p()
+            assert gem.p.data().asscalar() == expected
+            x = mx.nd.array([[[[0, 0]], [[0, 1e-3]], [[3, 1e4]]]])
+            x.attach_grad()
+            with mx.autograd.record():
+                pooled = gem(x)
+            pooled.backward()
+            assert all(np.isfinite(a.asnumpy()).all() for a in (pooled, x.grad, gem.p.grad()))
+
+
+def test_frozen_batch_norm_neither_moves_nor_looks_at_the_batch():
+    net, pictures = trained_form(classes=5), random_pictures(4)
+    before = net.embed(pictures).asnumpy()
+    net.freeze_batch_norm()
+    norms = [p for name, p in net.features.collect_params().items() if "batchnorm" in name]
+    kept = [p.data().asnumpy() for p in norms]
+    optimiser = mx.gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 0.1, "wd": 0.1})
+    with mx.autograd.record():
+        embedding, _, (logits,) = net(pictures)
+        total = (logits * logits).sum() + embedding[:, 0].sum()
+    np.testing.assert_allclose(embedding.asnumpy(), before, atol=1e-5)
+    total.backward()
+    optimiser.step(1)
+    for p, old in zip(norms, kept):
+        np.testing.assert_array_equal(p.data().asnumpy(), old)
+    assert np.abs(net.embed(pictures).asnumpy() - before).max() > 1e-3  # the rest has moved
+
+
+# channels of the last map, and millions of parameters with 1,000 classes: the paper's table, by FACTS of its readers
+BACKBONES = {"se_resnet50": (2048, 28.1), "bn_inception": (1024, 11.3), "shufflenet_v2": (1024, 2.28)}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_backbone_of_ours_has_its_size_and_its_stride(name):
+    channels, millions = BACKBONES[name]
+    for keep_stride, side in ((True, 4), (False, 8)):
+        features = backbones.convolutions(name, keep_stride)
+        features.initialize()
+        assert features(random_pictures(1, side=128)).shape == (1, channels, side, side)
+    trained = sum(int(np.prod(p.shape)) for p in features.collect_params().values() if p.grad_req != "null")
+    total = trained + channels * 1000 + 1000
+    assert float("{:.3g}".format(total / 1e6)) == millions
+    features(random_pictures(1, side=75))  # sides that are odd at every level
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_backbone_of_ours_trains_and_exports(name, tmp_path):
+    net, pictures, labels = small(backbone=name, classes=3), random_pictures(4), mx.nd.array([0, 1, 2, 0])
+    net.initialize()
+    # a tiny rate: the classifier's batch norm makes much of the little that comes out of fresh weights
+    optimiser = mx.gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 1e-8})
+    found = []
+    for _ in range(2):
+        with mx.autograd.record():
+            embedding, _, (logits,) = net(pictures)
+            loss = losses.smoothed_softmax(logits, labels) + losses.batch_hard_triplet(embedding, labels)[0]
+        loss.backward()
+        optimiser.step(1)
+        found.append(loss.asscalar())
+    assert found[1] < found[0]
+    prefix = str(tmp_path / "net")
+    checkpoints.save(net, prefix, {"image_width": 64, "image_height": 64})
+    np.testing.assert_allclose(
+        checkpoints.Checkpoint(prefix).graph(mx.cpu())(pictures).asnumpy(), net.embed(pictures).asnumpy(), atol=1e-5
+    )
+
+
+def test_channels_are_shuffled_one_of_each_half():
+    passing, convolved = mx.nd.arange(3).reshape((1, 3, 1, 1)), 10 + mx.nd.arange(3).reshape((1, 3, 1, 1))
+    mixed = backbones._mixed(mx.nd, passing, convolved)
+    assert mixed.asnumpy().ravel().tolist() == [0, 10, 1, 11, 2, 12]
 
 
 def dense(x, layer):
@@ -195,7 +320,7 @@ def test_gem_learns_p_only_when_asked(learn_p):
 def test_removing_the_stride_doubles_the_map():
     shapes = []
     for keep_stride in (False, True):
-        features = model.convolutions("resnet50_v1", keep_stride)
+        features = backbones.convolutions("resnet50_v1", keep_stride)
         features.initialize()
         shapes.append(features(mx.nd.zeros((1, 3, 224, 224))).shape)
     assert shapes == [(1, 2048, 14, 14), (1, 2048, 7, 7)]
@@ -265,7 +390,7 @@ def backbone_file(tmp_path, change=None, whole=True):
 @pytest.mark.parametrize("whole", [True, False])
 def test_backbone_weights_load_from_the_zoos_file(tmp_path, whole):
     file, zoo = backbone_file(tmp_path, whole=whole)
-    features = model.convolutions("resnet18_v1", keep_stride=True)
+    features = backbones.convolutions("resnet18_v1", keep_stride=True)
     model.load_backbone(features, file)
     pictures = random_pictures()
     expected = pictures
@@ -280,7 +405,7 @@ def test_backbone_weights_load_from_a_file_with_old_names(tmp_path):
     zoo(mx.nd.zeros((1, 3, 64, 64)))
     mx.nd.waitall()
     mx.nd.save(str(tmp_path / "old.params"), {name: p.data() for name, p in zoo.collect_params().items()})
-    features = model.convolutions("resnet18_v1")
+    features = backbones.convolutions("resnet18_v1")
     model.load_backbone(features, tmp_path / "old.params")
     np.testing.assert_array_equal(features[0].weight.data().asnumpy(), zoo.features[0].weight.data().asnumpy())
 
@@ -296,13 +421,13 @@ def test_backbone_weights_load_from_a_file_with_old_names(tmp_path):
 def test_a_backbone_file_that_does_not_fit_is_refused_by_name(tmp_path, change, words):
     file, _ = backbone_file(tmp_path, change)
     with pytest.raises(InputError, match=words):
-        model.load_backbone(model.convolutions("resnet18_v1"), file)
+        model.load_backbone(backbones.convolutions("resnet18_v1"), file)
 
 
 def test_an_unreadable_backbone_file_is_one_line(tmp_path):
     (tmp_path / "x.params").write_bytes(b"not parameters")
     with pytest.raises(InputError, match="x.params"):
-        model.load_backbone(model.convolutions("resnet18_v1"), tmp_path / "x.params")
+        model.load_backbone(backbones.convolutions("resnet18_v1"), tmp_path / "x.params")
 
 
 def test_weights_that_cannot_be_downloaded_are_one_line(tmp_path, monkeypatch):

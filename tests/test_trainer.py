@@ -22,12 +22,13 @@ RECIPE = recipes.replace(
 )
 
 
-def make(small_demo, folder, **changes):
+def make(small_demo, folder, devices=None, **changes):
+    devices = devices or [mx.cpu()]
     environment.seed_everything(0)
     dataset = datasets.load("demo", small_demo)
     recipe = recipes.replace(RECIPE, **changes)
-    net = trainer.build(recipe, dataset, mx.cpu())
-    return trainer.Trainer(net, dataset, recipe, folder, mx.cpu())
+    net = trainer.build(recipe, dataset, devices)
+    return trainer.Trainer(net, dataset, recipe, folder, devices)
 
 
 def lines(folder):
@@ -41,12 +42,12 @@ def test_it_overfits_two_batches(small_demo, tmp_path):
     first = [run.step(*batch[:2]) for batch in batches]
     for _ in range(40):
         last = [run.step(*batch[:2]) for batch in batches]
-    assert np.mean([ranking for ranking, _ in first]) > 0.05
-    assert np.mean([ranking for ranking, _ in last]) < 0.01
+    assert np.mean([values["ranking_loss"] for values in first]) > 0.05
+    assert np.mean([values["ranking_loss"] for values in last]) < 0.01
     # with labels smoothed over 4 classes the loss cannot fall below the targets' entropy
     target = np.array([0.925, 0.025, 0.025, 0.025])
     floor = -(target * np.log(target)).sum()
-    assert floor <= np.mean([classification for _, classification in last]) < floor + 0.1
+    assert floor <= np.mean([values["classification_loss"] for values in last]) < floor + 0.1
 
 
 def test_a_run_keeps_its_schedule_its_log_and_its_checkpoints(small_demo, tmp_path, monkeypatch):
@@ -62,7 +63,9 @@ def test_a_run_keeps_its_schedule_its_log_and_its_checkpoints(small_demo, tmp_pa
     assert [line["iteration"] for line in looks] == [2, 4]
     assert list(looks[-1]["recall"].values()) == last
     assert best[0] == max(line["recall"]["1"] for line in looks)
-    assert all(line["images_per_second"] > 0 for line in steps)
+    for line in steps:
+        assert line["images_per_second"] > 0 and 0 <= line["waiting"] <= 1 and line["gradient_norm"] > 0
+        assert 0 <= line["active"] <= 1 and 0 < line["negative"] < 2 and 0 < line["positive"] < 2
     kept = checkpoints.Checkpoint(tmp_path / "best").description
     assert kept["iteration"] == iteration and kept["recall"]["1"] == best[0]
     kept = checkpoints.Checkpoint(tmp_path / "last").description
@@ -101,7 +104,7 @@ def test_an_unreadable_picture_is_left_out_of_its_batch(small_demo, tmp_path, mo
     run.dataset.train[7] = lost._replace(path=str(tmp_path / "empty.jpg"))
     run.unreadable = images.Unreadable(1)
     seen, step = [], run.step
-    monkeypatch.setattr(run, "step", lambda pictures, ids: seen.append((pictures, ids)) or step(pictures, ids))
+    monkeypatch.setattr(run, "step", lambda *batch, **more: seen.append(batch) or step(*batch))
     run.run()
     ((pictures, identities),) = seen
     assert pictures.shape[0] == len(identities) == 23
@@ -113,10 +116,10 @@ def test_ctrl_c_leaves_the_last_checkpoint(small_demo, tmp_path, monkeypatch):
     run = make(small_demo, tmp_path, eval_every=100)
     step = run.step
 
-    def interrupted(*batch):
+    def interrupted(*batch, **more):
         if run.iteration == 3:
             raise KeyboardInterrupt
-        return step(*batch)
+        return step(*batch, **more)
 
     monkeypatch.setattr(run, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -147,9 +150,9 @@ def test_both_losses_reach_the_backbone_and_weigh_the_same(small_demo, tmp_path)
     gradients = []
     for which in (0, 1):
         with mx.autograd.record():
-            embeddings, logits = run.net(x)
+            embeddings, _, (logits,) = run.net(x)
             both = (
-                losses.batch_hard_triplet(embeddings, labels),
+                losses.batch_hard_triplet(embeddings, labels)[0],
                 losses.smoothed_softmax(logits, labels),
             )
         both[which].backward()
