@@ -120,7 +120,7 @@ class TrainingView(View):
 
     def picture(self, record, key):
         random = np.random.RandomState(key[1])
-        enlarged = self.size if random.random_sample() < self.straight else self.enlarged
+        enlarged = self.size if self.straight and random.random_sample() < self.straight else self.enlarged
         image = resize(_cropped(record), enlarged).asnumpy()
         x, y = (random.randint(big - small + 1) for big, small in zip(enlarged, self.size))
         image = image[y : y + self.size[1], x : x + self.size[0]]

@@ -18,15 +18,14 @@ class IdentitySampler:
         The identity of each record.
     batch_size, images_per_identity : int
         P x K and K.
-    seed, worker : int
-        Workers of one run, each with its own number, draw different batches.
+    seed : int
     stop, start : int
         Yields the batches start to stop - 1.
 
     Raises InputError when K does not divide the batch or there are fewer identities than P.
     """
 
-    def __init__(self, identities, batch_size, images_per_identity, seed, stop, start=0, worker=0):
+    def __init__(self, identities, batch_size, images_per_identity, seed, stop, start=0):
         if batch_size < 1 or images_per_identity < 1 or batch_size % images_per_identity:
             raise InputError(
                 "--batch-size {}: expected a positive multiple of --images-per-identity {}".format(
@@ -35,7 +34,7 @@ class IdentitySampler:
             )
         self.per_batch = batch_size // images_per_identity
         self.per_identity = images_per_identity
-        self.seed, self.worker, self.start, self.stop = seed, worker, start, stop
+        self.seed, self.start, self.stop = seed, start, stop
         identities = np.asarray(identities)
         order = np.argsort(identities, kind="stable")
         firsts = np.unique(identities[order], return_index=True)[1]
@@ -55,7 +54,7 @@ class IdentitySampler:
 
     def batch(self, number):
         """Batch `number`: a list of (record index, augmentation seed), the images of an identity together."""
-        random = np.random.RandomState([self.seed % 2**32, number, self.worker])
+        random = np.random.RandomState([self.seed % 2**32, number])
         chosen = random.choice(len(self.groups), self.per_batch, replace=False)
         indices = np.concatenate([self._images(self.groups[group], random) for group in chosen])
         seeds = random.randint(2**31 - 1, size=len(indices))

@@ -74,6 +74,7 @@ class Trainer:
             try:
                 self._train(log, progress, save_every)
                 self._evaluate_once(log)
+                self._keep(log)
             except KeyboardInterrupt:
                 self._keep(log)
                 self.save("last")

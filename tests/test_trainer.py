@@ -112,6 +112,29 @@ def test_an_unreadable_picture_is_left_out_of_its_batch(small_demo, tmp_path, mo
     assert pictures.asnumpy().reshape(23, -1).any(axis=1).all()  # none is the black one
 
 
+@pytest.mark.parametrize("combination", ["CGD", "A"])
+def test_two_devices_are_as_one(small_demo, tmp_path, combination):
+    """Losses and all gradients, with batch norm frozen, which sees its own device's share of a batch only."""
+    gradients, losses_seen = [], []
+    for devices in ([mx.cpu(0)], [mx.cpu(0), mx.cpu(1)]):
+        run = make(small_demo, tmp_path, devices, combination=combination, freeze_batch_norm=True)
+        head = run.net.classifier[0]
+        head._kwargs["use_global_stats"] = True
+        view = images.TrainingView(run.dataset.train, run.size, run.size)
+        pictures, identities, _ = next(iter(images.loader(view, [run.sampler.batch(0)[:7]], 0)))
+        losses_seen.append(run.step(pictures, identities, with_norm=True))
+        parameters = run.net.collect_params().values()
+        for device in devices[1:]:
+            for p in parameters:
+                np.testing.assert_array_equal(p.data(device).asnumpy(), p.data(devices[0]).asnumpy())
+        gradients.append({p.name: p.grad(devices[0]).asnumpy() for p in parameters if p.grad_req != "null"})
+    assert losses_seen[0] == pytest.approx(losses_seen[1], rel=1e-4)
+    assert sorted(gradients[0]) == sorted(gradients[1])
+    for name, gradient in gradients[0].items():
+        scale = np.abs(gradient).max()
+        np.testing.assert_allclose(gradients[1][name], gradient, atol=1e-3 * scale + 1e-7, err_msg=name)
+
+
 def test_ctrl_c_leaves_the_last_checkpoint(small_demo, tmp_path, monkeypatch):
     run = make(small_demo, tmp_path, eval_every=100)
     step = run.step
