@@ -25,7 +25,7 @@ class Recipe:
 
     config: str = number("MG", "descriptors in order, letters of S, M and G; the first feeds the classifier")
     dim: int = number(1536, "length of the embedding", low=1)
-    backbone: str = number("resnet50_v1", "a network of Gluon's model zoo")
+    backbone: str = number("resnet50_v1", "of Gluon's model zoo, or se_resnet50, bn_inception, shufflenet_v2")
     combination: str = number("CGD", "CGD, A or B: what is ranked and what is combined (the paper's Table 3)")
     combine: str = number("concat", "how the branches make one embedding: concat or sum")
     gem_p: float = number(3.0, "GeM's power, at first", low=1, high=6)

@@ -253,6 +253,8 @@ class Trainer:
         Raises InputError for a state that is broken or of another network.
         """
         file, log = self.folder / "state.npz", self.folder / "log.jsonl"
+        for part in self.folder.glob(".part-*"):  # what a kill left half written
+            part.unlink()
         if not file.exists():
             log.write_text("")
             return
