@@ -20,27 +20,41 @@ class Parser(argparse.ArgumentParser):
         raise InputError("{}; {} --help lists the flags".format(message, self.prog))
 
 
+_asked = []  # the stops asked for: a KeyboardInterrupt alone is lost where it comes amid a destructor
+
+
 @contextmanager
 def uninterrupted():
     """Within, Ctrl-C and SIGTERM wait: they are a KeyboardInterrupt at the end."""
-    asked = []
-    handlers = {number: signal.signal(number, lambda *_: asked.append(True)) for number in STOPS}
+    handlers = {number: signal.signal(number, lambda *_: _asked.append(True)) for number in STOPS}
     try:
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if asked:
+    if _asked:
+        _asked.clear()
         raise KeyboardInterrupt
 
 
-def _interrupt_of(process):
-    def interrupt(*_):
+def _handle_stops():
+    """Both ways to stop a command are a KeyboardInterrupt in its own process; loader processes end without a word."""
+    process, usual = os.getpid(), sys.excepthook
+
+    def stop(*_):
         if os.getpid() != process:
-            os._exit(143)  # a loader process, which has inherited the handler: it just ends
+            os._exit(143)
+        _asked.append(True)
         raise KeyboardInterrupt
 
-    return interrupt
+    def tell(kind, error, trace):
+        if os.getpid() == process or not issubclass(kind, (OSError, EOFError)):  # their parent has gone
+            usual(kind, error, trace)
+
+    sys.excepthook = tell
+    for number in STOPS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as with nohup
+            signal.signal(number, stop)
 
 
 def run(main):
@@ -48,7 +62,7 @@ def run(main):
 
     An OSError that nobody expected is the machine's (a full disk, no permission), not the program's: one line as well.
     """
-    signal.signal(signal.SIGTERM, _interrupt_of(os.getpid()))
+    _handle_stops()
     try:
         main()
     except InputError as error:

@@ -135,6 +135,37 @@ def test_two_devices_are_as_one(small_demo, tmp_path, combination):
         np.testing.assert_allclose(gradients[1][name], gradient, atol=1e-3 * scale + 1e-7, err_msg=name)
 
 
+def first_gradient(small_demo, tmp_path, **changes):
+    run = make(small_demo, tmp_path, **changes)
+    view = images.TrainingView(run.dataset.train, run.size, run.size)
+    pictures, identities, _ = next(iter(images.loader(view, [run.sampler.batch(0)], 0)))
+    before = run.net.features[0].weight.data().asnumpy(), run.net.reductions[0].weight.data().asnumpy()
+    run.step(pictures, identities)
+    moved = [
+        np.abs(block.weight.data().asnumpy() - old).max()
+        for block, old in zip((run.net.features[0], run.net.reductions[0]), before)
+    ]
+    return run.net.features[0].weight.grad().asnumpy(), moved
+
+
+def test_the_losses_have_their_weights(small_demo, tmp_path):
+    both, ranking, classification = (
+        first_gradient(small_demo, tmp_path, ranking_weight=r, classification_weight=c)[0]
+        for r, c in ((3.0, 0.5), (1.0, 0.0), (0.0, 1.0))
+    )
+    scale = np.abs(both).max()
+    assert np.abs(ranking).max() > 0 and np.abs(classification).max() > 0
+    np.testing.assert_allclose(both, 3 * ranking + 0.5 * classification, atol=2e-3 * scale)
+
+
+def test_the_backbone_has_a_rate_of_its_own(small_demo, tmp_path):
+    """Adam's first step is as long as the rate."""
+    _, (backbone, head) = first_gradient(small_demo, tmp_path, backbone_lr=0.1, lr=1e-3, lr_steps=())
+    assert backbone == pytest.approx(1e-4, rel=0.05) and head == pytest.approx(1e-3, rel=0.05)
+    _, (backbone, _) = first_gradient(small_demo, tmp_path, backbone_lr=0.0)
+    assert backbone == 0
+
+
 def test_ctrl_c_leaves_the_last_checkpoint(small_demo, tmp_path, monkeypatch):
     run = make(small_demo, tmp_path, eval_every=100)
     step = run.step
