@@ -5,6 +5,7 @@ resize gives other pixels, and the published figures depend on them.
 """
 
 import io
+import signal
 import sys
 from pathlib import Path
 
@@ -162,7 +163,11 @@ def loader(view, batches, num_workers, unreadable=None):
     """
     unreadable = unreadable or Unreadable()
     stack = _stack_shared if num_workers else _stack
+    # The processes are ended by SIGTERM. A handler that they inherited would wait for what they are in the middle of,
+    # which may never end, as when they wait for one another.
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     data = mx.gluon.data.DataLoader(view, batch_sampler=batches, batchify_fn=stack, num_workers=num_workers)
+    signal.signal(signal.SIGTERM, handler)
     for pictures, identities, reasons in data:
         for reason in filter(None, reasons):
             unreadable.add(reason)

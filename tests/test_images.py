@@ -1,6 +1,8 @@
 """Pictures: to the pixel what the authors' evaluation code sees, and the same whichever process reads them."""
 
 import io
+import multiprocessing
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -254,6 +256,24 @@ def test_a_box_outside_its_picture_is_named(records):
     record = records[0]._replace(box=(100, 0, 5, 5))
     with pytest.raises(InputError, match="0.jpg.*outside"):
         list(images.loader(images.TestView([record], (16, 16)), [[0]], 0))
+
+
+def test_loader_processes_do_not_inherit_a_handler_of_sigterm(records):
+    """One that a process cannot get round to would keep its parent waiting for ever."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        batches = images.loader(images.TestView(records, (16, 16)), [[0]] * 100, 2)
+        next(batches)
+        assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, before)
+        caught = [line for child in multiprocessing.active_children() for line in status(child.pid)]
+        masks = [int(line.split()[1], 16) for line in caught if line.startswith("SigCgt")]
+        assert len(masks) == 2 and not any(mask >> (signal.SIGTERM - 1) & 1 for mask in masks)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def status(process):
+    return Path("/proc/{}/status".format(process)).read_text().splitlines()
 
 
 def test_loader_processes_do_not_outlive_a_killed_parent(records):
