@@ -15,11 +15,12 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from cgd import datasets, environment, errors, flags, images, model, recipes, trainer
+from cgd import cluster, datasets, environment, errors, flags, images, model, recipes, trainer
 from cgd.checkpoints import Checkpoint
 from cgd.errors import InputError
 from cgd.files import replacing
 
+KVSTORE = "dist_sync or dist_async: train on several machines, as the variables DMLC_* say (README)"
 SAVE_EVERY = "iterations between saves of what --resume needs; 0: at evaluations and the end only (default: 100)"
 
 
@@ -32,6 +33,7 @@ def arguments(words):
     add("--pretrained-model", metavar="PREFIX", help="train on from this checkpoint, its kind of network included")
     add("--seed", type=int, default=0, help="of the weights, the batches and the augmentation (default: 0)")
     add("--gpus", metavar="N,N,...", help="several GPUs, which share each batch, in the place of --gpu")
+    add("--kvstore", metavar="KIND", help=KVSTORE)
     add("--save-every", type=flags.whole(0), default=100, metavar="N", help=SAVE_EVERY)
     add("--resume", metavar="FOLDER", help="go on with a run that was stopped; other flags come from its own command")
     add("--output-dir", help="the run's folder (default: the next free runs/DATASET-CONFIG-N)")
@@ -114,10 +116,8 @@ def devices(options):
     return [environment.context(number) for number in numbers]
 
 
-def main():
-    options = arguments(sys.argv[1:])
-    if options.resume:
-        options = resumed(options)
+def train(options, store):
+    """The story of a run, on one machine or as one of the store's workers."""
     recipe = recipe_of(options)
     dataset = flags.load_dataset(options, options.dataset)
     datasets.check_trainable(dataset)
@@ -127,18 +127,39 @@ def main():
     load_weights(net, options, recipe)
     folder = run_folder(options, recipe)
     unreadable = images.Unreadable(options.skip_unreadable)
-    training = trainer.Trainer(net, dataset, recipe, folder, contexts, options.seed, options.num_workers, unreadable)
+    workers = options.num_workers
+    training = trainer.Trainer(net, dataset, recipe, folder, contexts, options.seed, workers, unreadable, store)
     if options.resume:
         training.restore()
-    else:
+    elif training.leads:
         keep_arguments(folder, recipe)
-    print("run: {}{}".format(folder, ", from iteration {}".format(training.iteration) if options.resume else ""))
+    if training.leads:
+        print("run: {}{}".format(folder, ", from iteration {}".format(training.iteration) if options.resume else ""))
+    if store:
+        store._barrier()  # all have read the state before one of them changes it
 
-    last, best, iteration = training.run(options.save_every)
+    scores = training.run(options.save_every)
+    if training.leads:
+        report(scores, folder, recipe, dataset)
+
+
+def report(scores, folder, recipe, dataset):
+    last, best, iteration = scores
     for name, recalls, number in (("last", last, recipe.iterations), ("best", best, iteration)):
         text = "  ".join("R@{} {:.4f}".format(k, recall) for k, recall in zip(dataset.ranks, recalls))
         print("{}: {}  (iteration {}, {}/{})".format(name, text, number, folder, name))
     print("`best` is the best of several looks at the test half, and flatters; compare `last` with others.")
+
+
+def main():
+    options = arguments(sys.argv[1:])
+    if options.resume:
+        options = resumed(options)
+    cluster.check(options.kvstore)
+    if options.kvstore and cluster.DMLC_ROLE != "worker":
+        return cluster.serve()
+    with cluster.membership(options.kvstore) as store:
+        train(options, store)
 
 
 if __name__ == "__main__":

@@ -82,16 +82,24 @@ def draw_demo(folder, classes=100, images_per_class=24, seed=0, progress=iter):
     folder = Path(folder)
     made = "drawing {}: {} classes of {} pictures, seed {}\n".format(DRAWING, classes, images_per_class, seed)
     if folder.exists():
-        if not (folder / "drawn.txt").is_file() or (folder / "drawn.txt").read_text() != made:
-            raise InputError("{} is there, and is not {}".format(folder, made.strip()))
-        return folder
+        return _check_drawn(folder, made)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Drawn beside its place and renamed: an interrupted drawing leaves nothing that looks whole.
     with tempfile.TemporaryDirectory(dir=str(folder.parent), prefix=folder.name + ".") as beside:
         whole = Path(beside) / folder.name
         _draw_classes(whole, classes, images_per_class, seed, progress)
         (whole / "drawn.txt").write_text(made)
-        whole.rename(folder)
+        try:
+            whole.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    return _check_drawn(folder, made)  # another process may have drawn it meanwhile
+
+
+def _check_drawn(folder, made):
+    if not (folder / "drawn.txt").is_file() or (folder / "drawn.txt").read_text() != made:
+        raise InputError("{} is there, and is not {}".format(folder, made.strip()))
     return folder
 
 

@@ -10,6 +10,7 @@ import os
 import random
 import re
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 from cgd import machine
@@ -91,10 +92,26 @@ def _import_mxnet():
     _use_all_cores()
     _load_cuda_wheels()
     try:
-        import mxnet
+        with _without_role():
+            import mxnet
     except OSError as error:
         raise InputError(_explain(error))
     return mxnet
+
+
+# What this process is where several machines train together (cgd/cluster.py), or None.
+DMLC_ROLE = os.environ.get("DMLC_ROLE")
+
+
+@contextmanager
+def _without_role():
+    """As a scheduler or server MXNet would serve within its import, and never come back from it."""
+    os.environ.pop("DMLC_ROLE", None)
+    try:
+        yield
+    finally:
+        if DMLC_ROLE is not None:
+            os.environ["DMLC_ROLE"] = DMLC_ROLE
 
 
 try:

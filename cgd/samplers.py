@@ -21,11 +21,14 @@ class IdentitySampler:
     seed : int
     stop, start : int
         Yields the batches start to stop - 1.
+    worker : (int, int)
+        Rank r and number n of workers that draw side by side: instead of batch i each yields batch i n + r, so that
+        none has another's.
 
     Raises InputError when K does not divide the batch or there are fewer identities than P.
     """
 
-    def __init__(self, identities, batch_size, images_per_identity, seed, stop, start=0):
+    def __init__(self, identities, batch_size, images_per_identity, seed, stop, start=0, worker=(0, 1)):
         if batch_size < 1 or images_per_identity < 1 or batch_size % images_per_identity:
             raise InputError(
                 "--batch-size {}: expected a positive multiple of --images-per-identity {}".format(
@@ -34,7 +37,7 @@ class IdentitySampler:
             )
         self.per_batch = batch_size // images_per_identity
         self.per_identity = images_per_identity
-        self.seed, self.start, self.stop = seed, start, stop
+        self.seed, self.start, self.stop, self.worker = seed, start, stop, worker
         identities = np.asarray(identities)
         order = np.argsort(identities, kind="stable")
         firsts = np.unique(identities[order], return_index=True)[1]
@@ -50,7 +53,8 @@ class IdentitySampler:
         return self.stop - self.start
 
     def __iter__(self):
-        return (self.batch(number) for number in range(self.start, self.stop))
+        rank, workers = self.worker
+        return (self.batch(number * workers + rank) for number in range(self.start, self.stop))
 
     def batch(self, number):
         """Batch `number`: a list of (record index, augmentation seed), the images of an identity together."""

@@ -12,6 +12,7 @@ from cgd import checkpoints, evaluator, images, losses, model
 from cgd.datasets import count_identities
 from cgd.environment import mx
 from cgd.errors import InputError, uninterrupted
+from cgd.optimiser import Optimiser
 from cgd.parameters import read_state, write_state
 from cgd.samplers import IdentitySampler
 
@@ -36,27 +37,29 @@ class Trainer:
     devices : list of mx.Context
     seed, num_workers : int
     unreadable : images.Unreadable, what to do about pictures that cannot be read
+    store : the kvstore of several machines (cgd/cluster.py), or None. Each of its workers finds the hardest triplets in
+        batches of its own; the first of them leads: it alone writes into the folder, and evaluates.
     """
 
-    def __init__(self, net, dataset, recipe, folder, devices, seed=0, num_workers=0, unreadable=None):
+    def __init__(self, net, dataset, recipe, folder, devices, seed=0, num_workers=0, unreadable=None, store=None):
         self.net, self.dataset, self.recipe, self.devices = net, dataset, recipe, devices
         self.folder, self.seed, self.num_workers, self.unreadable = Path(folder), seed, num_workers, unreadable
         self.size = (recipe.image_width, recipe.image_height)
         self.identities = [record.identity for record in dataset.train]
+        self.leads = store is None or store.rank == 0
         self.sampler = IdentitySampler(
-            self.identities, recipe.batch_size, recipe.images_per_identity, seed, recipe.iterations
+            self.identities,
+            recipe.batch_size,
+            recipe.images_per_identity,
+            seed,
+            stop=recipe.iterations,
+            worker=(store.rank, store.num_workers) if store else (0, 1),
         )
         if recipe.freeze_batch_norm:
             net.freeze_batch_norm()
         for parameter in net.features.collect_params().values():
             parameter.lr_mult = recipe.backbone_lr
-        self.optimiser = mx.gluon.Trainer(
-            net.collect_params(),
-            "adam",
-            {"learning_rate": recipe.lr, "wd": recipe.weight_decay},
-            update_on_kvstore=False,  # the optimiser's state stays here, where it can be kept
-        )
-        self.optimiser._init_kvstore()
+        self.optimiser = Optimiser(net.collect_params(), recipe, store)
         self.iteration = 0
         self.evaluated = None  # the iteration of the last evaluation
         self.best = None  # (recalls, iteration)
@@ -65,12 +68,14 @@ class Trainer:
     def run(self, save_every=0):
         """Trains to the recipe's last iteration, evaluates, and returns (last recalls, best recalls, its iteration).
 
+        A worker that does not lead has no recalls: None.
+
         Keeps its state each `save_every` iterations, if that is not 0, and at each evaluation. Stopped by Ctrl-C or
         SIGTERM, it ends the iteration, and leaves its state and the checkpoint `last`. Raises InputError when a loss is
         not finite.
         """
         self.sampler.start = self.iteration
-        with open(self.folder / "log.jsonl", "a") as log, self._progress() as progress:
+        with open(self.folder / "log.jsonl" if self.leads else os.devnull, "a") as log, self._progress() as progress:
             try:
                 self._train(log, progress, save_every)
                 self._evaluate_once(log)
@@ -80,10 +85,10 @@ class Trainer:
                 self.save("last")
                 raise
         self.save("last")
-        return (self.recalls, *self.best)
+        return (self.recalls, *self.best) if self.leads else None
 
     def _progress(self):
-        return tqdm(total=self.recipe.iterations, initial=self.iteration, unit="it")
+        return tqdm(total=self.recipe.iterations, initial=self.iteration, unit="it", disable=not self.leads)
 
     def _train(self, log, progress, save_every):
         recipe, meter = self.recipe, Meter()
@@ -97,9 +102,10 @@ class Trainer:
                 logged = (self.iteration + 1) % LOG_EVERY == 0 or self.iteration + 1 == recipe.iterations
                 meter.add(self.step(*only(readable, pictures, identities), with_norm=logged), len(identities))
                 progress.update()
-                progress.set_postfix_str(meter.text(self.learning_rate()), refresh=False)
+                rate = self.optimiser.learning_rate(self.iteration)
+                progress.set_postfix_str(meter.text(rate), refresh=False)
                 if logged:
-                    write_line(log, dict(iteration=self.iteration, lr=self.learning_rate(), **meter.take()))
+                    write_line(log, dict(iteration=self.iteration, lr=rate, **meter.take()))
             if self._evaluation_is_due():
                 self._evaluate_once(log)
                 self._keep(log)
@@ -119,11 +125,9 @@ class Trainer:
                 _, ranked, logits = self.net(x)
                 outputs.append(ranked + logits)
         total, values = self._losses(outputs, identities)
-        self.optimiser.set_learning_rate(self.learning_rate())
-        self.optimiser.allreduce_grads()
+        norm = self.optimiser.step(self.iteration, with_norm)
         if with_norm:
-            values["gradient_norm"] = self._gradient_norm()
-        self.optimiser.update(1)  # the losses are means already
+            values["gradient_norm"] = norm
         self.net.bound_p()
         self.iteration += 1
         if not math.isfinite(total):
@@ -171,21 +175,12 @@ class Trainer:
             values[name] = sum(fact.asscalar() for fact in facts) / len(facts)
         return float(total.asscalar()), {name: float(value) for name, value in values.items()}
 
-    def _gradient_norm(self):
-        gradients = [p.list_grad()[0] for p in self.net.collect_params().values() if p.grad_req != "null"]
-        return math.sqrt(sum(mx.nd.concat(*[g.square().sum() for g in gradients], dim=0).asnumpy().tolist()))
-
-    def learning_rate(self):
-        """The rate of the next iteration: the recipe's, times its factor for each step that lies behind."""
-        passed = sum(self.iteration >= step for step in self.recipe.lr_steps)
-        return self.recipe.lr * self.recipe.lr_factor**passed
-
     def _evaluation_is_due(self):
         due = self.iteration % self.recipe.eval_every == 0 and 0 < self.iteration < self.recipe.iterations
         return due and self.evaluated != self.iteration
 
     def _evaluate_once(self, log):
-        if self.evaluated != self.iteration:
+        if self.leads and self.evaluated != self.iteration:
             self.evaluate(log)
 
     def evaluate(self, log):
@@ -211,7 +206,9 @@ class Trainer:
             self.evaluated = self.iteration
 
     def save(self, name):
-        """Writes the checkpoint `name`, with what an evaluation needs to know of it."""
+        """Writes the checkpoint `name`, with what an evaluation needs to know of it; if this worker leads."""
+        if not self.leads:
+            return
         description = {
             "dataset": self.dataset.name,
             "cropped": self.dataset.train[0].box is not None,
@@ -230,16 +227,17 @@ class Trainer:
         One file, so that its parts belong together. Batches and augmentation have no state: they are functions of the
         seed and the iteration.
         """
+        if not self.leads:
+            return
         mx.nd.waitall()
         log.flush()
         os.fsync(log.fileno())
-        arrays = {"parameter:" + name: p.data(self.devices[0]) for name, p in self.net.collect_params().items()}
-        for index, moments in self.optimiser._updaters[0].states.items():
-            for number, moment in enumerate(moments):
-                arrays["moment{}:{}".format(number, self.optimiser._params[index].name)] = moment
+        arrays, steps = self.optimiser.state()
+        for name, parameter in self.net.collect_params().items():
+            arrays["parameter:" + name] = parameter.data(self.devices[0])
         facts = {
             "iteration": self.iteration,
-            "updates": self.optimiser._optimizer.num_update,
+            "updates": steps,
             "evaluated": self.evaluated,
             "best": self.best,
             "recalls": self.recalls,
@@ -253,31 +251,23 @@ class Trainer:
         Raises InputError for a state that is broken or of another network.
         """
         file, log = self.folder / "state.npz", self.folder / "log.jsonl"
-        for part in self.folder.glob(".part-*"):  # what a kill left half written
-            part.unlink()
+        if self.leads:
+            for part in self.folder.glob(".part-*"):  # what a kill left half written
+                part.unlink()
         if not file.exists():
-            log.write_text("")
+            if self.leads:
+                log.write_text("")
             return
         arrays, facts = read_state(file)
         parameters = {"parameter:" + name: p for name, p in self.net.collect_params().items()}
         moments = {name: value for name, value in arrays.items() if name.startswith("moment")}
         model.set_parameters(parameters, {name: arrays[name] for name in arrays if name not in moments}, file)
-        self._restore_moments(moments, facts["updates"])
+        self.optimiser.restore(moments, facts["updates"])
         self.iteration, self.evaluated, self.recalls = facts["iteration"], facts["evaluated"], facts["recalls"]
         self.best = tuple(facts["best"]) if facts["best"] else None
-        with open(log, "rb+") as lines:
-            lines.truncate(facts["log_length"])
-
-    def _restore_moments(self, moments, updates):
-        optimiser = self.optimiser._optimizer
-        for updater, device in zip(self.optimiser._updaters, self.devices):
-            for index, parameter in enumerate(self.optimiser._params):
-                own = [moments.get("moment{}:{}".format(number, parameter.name)) for number in (0, 1)]
-                if own[0] is not None:
-                    updater.states[index] = tuple(moment.as_in_context(device) for moment in own)
-                    updater.states_synced[index] = True
-                    optimiser._index_update_count[index] = updates
-        optimiser.num_update = updates
+        if self.leads:
+            with open(log, "rb+") as lines:
+                lines.truncate(facts["log_length"])
 
 
 class Meter:

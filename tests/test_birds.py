@@ -115,3 +115,15 @@ def test_a_strange_folder_is_refused_and_kept(tmp_path):
     with pytest.raises(InputError):
         draw_demo(tmp_path, 1, 1)
     assert contents(tmp_path) == {"notes.txt": b"mine"}
+
+
+def test_two_processes_may_draw_the_same_set_at_once(tmp_path):
+    """The slower one finds the set there when it comes to rename its own, and keeps it."""
+
+    def classes_then_another(numbers):
+        yield from numbers
+        draw_demo(tmp_path / "demo", classes=2, images_per_class=2)
+
+    folder = draw_demo(tmp_path / "demo", classes=2, images_per_class=2, progress=classes_then_another)
+    assert len(list((folder / "images").rglob("*.jpg"))) == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]

@@ -22,13 +22,13 @@ RECIPE = recipes.replace(
 )
 
 
-def make(small_demo, folder, devices=None, **changes):
+def make(small_demo, folder, devices=None, store=None, **changes):
     devices = devices or [mx.cpu()]
     environment.seed_everything(0)
     dataset = datasets.load("demo", small_demo)
     recipe = recipes.replace(RECIPE, **changes)
     net = trainer.build(recipe, dataset, devices)
-    return trainer.Trainer(net, dataset, recipe, folder, devices)
+    return trainer.Trainer(net, dataset, recipe, folder, devices, store=store)
 
 
 def lines(folder):
@@ -83,7 +83,7 @@ def test_the_rate_of_the_released_schedule(small_demo, tmp_path):
     run = make(small_demo, tmp_path, lr=1e-4, lr_steps=(400, 800))
     rates = {}
     for run.iteration in (0, 399, 400, 799, 800, 1499):
-        rates[run.iteration] = run.learning_rate()
+        rates[run.iteration] = run.optimiser.learning_rate(run.iteration)
     expected = {0: 1e-4, 399: 1e-4, 400: 1e-5, 799: 1e-5, 800: 1e-6, 1499: 1e-6}
     assert rates == {iteration: pytest.approx(rate) for iteration, rate in expected.items()}
 
@@ -214,3 +214,24 @@ def test_both_losses_reach_the_backbone_and_weigh_the_same(small_demo, tmp_path)
     run.step(pictures, identities)
     assert all(np.abs(gradient).max() > 0 for gradient in gradients)
     np.testing.assert_allclose(weight.grad().asnumpy(), sum(gradients), rtol=1e-3, atol=1e-4)
+
+
+def test_several_devices_go_on_alike(small_demo, tmp_path):
+    """A resumed run has Adam's moments and its count of steps on each device."""
+    devices = [mx.cpu(0), mx.cpu(1)]
+    whole = make(small_demo, tmp_path, devices, iterations=6, eval_every=3)
+    whole.run()
+    (tmp_path / "stopped").mkdir()
+    stopped = make(small_demo, tmp_path / "stopped", devices, iterations=6, eval_every=3)
+    with open(tmp_path / "stopped" / "log.jsonl", "w") as log:
+        stopped.sampler.stop = 3
+        stopped._train(log, stopped._progress(), 0)
+        stopped._keep(log)
+    resumed = make(small_demo, tmp_path / "stopped", devices, iterations=6, eval_every=3)
+    resumed.restore()
+    resumed.run()
+    for name, parameter in resumed.net.collect_params().items():
+        expected = whole.net.collect_params()[name]
+        # Batch norm's running statistics are kept of the first device alone, which evaluates.
+        for device in devices if "running" not in name else devices[:1]:
+            np.testing.assert_array_equal(parameter.data(device).asnumpy(), expected.data(device).asnumpy(), name)
