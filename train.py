@@ -15,7 +15,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from cgd import cluster, datasets, environment, errors, flags, images, model, recipes, trainer
+from cgd import cluster, curves, datasets, environment, errors, flags, images, model, recipes, trainer
 from cgd.checkpoints import Checkpoint
 from cgd.errors import InputError
 from cgd.files import replacing
@@ -99,6 +99,7 @@ def run_folder(options, recipe):
 def keep_arguments(folder, recipe):
     """Makes the folder and writes into it what the run was asked to do."""
     record = {"command": sys.argv, "recipe": asdict(recipe), "versions": environment.versions()}
+    record["git_commit"] = environment.git_commit()
     with replacing(folder / "arguments.json") as part:
         part.write_text(json.dumps(record, indent=1) + "\n")
 
@@ -149,6 +150,7 @@ def report(scores, folder, recipe, dataset):
         text = "  ".join("R@{} {:.4f}".format(k, recall) for k, recall in zip(dataset.ranks, recalls))
         print("{}: {}  (iteration {}, {}/{})".format(name, text, number, folder, name))
     print("`best` is the best of several looks at the test half, and flatters; compare `last` with others.")
+    curves.tell(folder)
 
 
 def main():

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import random
 import re
+import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,3 +156,13 @@ def versions():
     import numpy
 
     return {"python": sys.version.split()[0], "mxnet": mx.__version__, "numpy": numpy.__version__}
+
+
+def git_commit():
+    """The commit of this checkout, with "-dirty" behind it where files differ; None where there is no git."""
+    root = str(Path(__file__).resolve().parent.parent)
+    try:
+        words = ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.check_output(words, stderr=subprocess.DEVNULL, universal_newlines=True).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

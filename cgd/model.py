@@ -168,6 +168,10 @@ class CGD(nn.HybridBlock):
             if gem.p.grad_req != "null":
                 gem.bound_p()
 
+    def gem_p(self):
+        """GeM's power, a float. Only for a network with the letter G."""
+        return float(children(self.descriptors, GeM)[0].p.list_data()[0].asscalar())
+
     def freeze_batch_norm(self):
         """Batch norm of the backbone keeps its statistics, scale and shift, as some re-implementations train."""
         for norm in children(self.features, nn.BatchNorm):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cgd.errors import InputError, uninterrupted
 from cgd.optimiser import Optimiser
 from cgd.parameters import read_state, write_state
 from cgd.samplers import IdentitySampler
+from cgd.troubles import Troubles
 
 LOG_EVERY = 10
 
@@ -60,6 +62,7 @@ class Trainer:
         for parameter in net.features.collect_params().values():
             parameter.lr_mult = recipe.backbone_lr
         self.optimiser = Optimiser(net.collect_params(), recipe, store)
+        self.troubles = Troubles(recipe, lambda text: tqdm.write(text, file=sys.stderr))
         self.iteration = 0
         self.evaluated = None  # the iteration of the last evaluation
         self.best = None  # (recalls, iteration)
@@ -105,7 +108,9 @@ class Trainer:
                 rate = self.optimiser.learning_rate(self.iteration)
                 progress.set_postfix_str(meter.text(rate), refresh=False)
                 if logged:
-                    write_line(log, dict(iteration=self.iteration, lr=rate, **meter.take()))
+                    figures = dict(iteration=self.iteration, lr=rate, **meter.take())
+                    write_line(log, figures)
+                    self.troubles.look(figures)
             if self._evaluation_is_due():
                 self._evaluate_once(log)
                 self._keep(log)
@@ -129,6 +134,8 @@ class Trainer:
         if with_norm:
             values["gradient_norm"] = norm
         self.net.bound_p()
+        if with_norm and self.recipe.learn_p and "G" in self.recipe.config:
+            values["gem_p"] = self.net.gem_p()
         self.iteration += 1
         if not math.isfinite(total):
             raise InputError(

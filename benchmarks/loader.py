@@ -1,0 +1,76 @@
+"""How fast training batches come, by the pictures' size and the number of loader processes.
+
+    python benchmarks/loader.py
+
+Each figure is a ratio to the bare decoding of the same files by one core, measured right before it. Without pictures of
+your own it draws some.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cgd import flags, images, machine, samplers  # noqa: E402
+from cgd.datasets import Record  # noqa: E402
+
+
+def draw(folder, count, width, height):
+    """Blurred noise, which compresses to about the size of a photograph; four of each identity."""
+    random = np.random.RandomState(0)
+    records = []
+    for number in range(count):
+        pixels = random.randint(0, 256, (height, width, 3)).astype(np.uint8)
+        path = Path(folder) / "{}x{}-{}.jpg".format(width, height, number)
+        Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(2)).save(str(path), quality=92)
+        records.append(Record(str(path), number // 4, None, number))
+    return records
+
+
+def decode_rate(records):
+    start = time.time()
+    for record in records:
+        images.read_image(record.path)
+    return len(records) / (time.time() - start)
+
+
+def loader_rate(records, workers, batches, batch_size):
+    """Images a second, from the first batch on: a training run starts its processes once."""
+    identities = [record.identity for record in records]
+    sampler = samplers.IdentitySampler(identities, batch_size, 4, 0, batches + 1)
+    view = images.TrainingView(records, (224, 224), (252, 252))
+    loaded = images.loader(view, sampler, workers)
+    next(loaded)
+    start = time.time()
+    count = sum(len(identities) for _, identities, _ in loaded)
+    return count / (time.time() - start)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=flags.whole(1), default=8)
+    parser.add_argument("--batch-size", type=flags.whole(1), default=64)
+    parser.add_argument("--num-workers", type=flags.ranks, default=tuple(range(1, machine.usable_cores() + 1)))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for width, height in ((160, 120), (500, 375), (1000, 750)):
+            records = draw(folder, 128, width, height)
+            for workers in (0, *options.num_workers):
+                bare = decode_rate(records)
+                rate = loader_rate(records, workers, options.batches, options.batch_size)
+                print(
+                    "{} x {}, {} processes: {:6.1f} images/s, {:.2f} of bare decoding by one core ({:.1f})".format(
+                        width, height, workers, rate, rate / bare, bare
+                    ),
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
