@@ -36,7 +36,7 @@ def variables(workers=WORKERS):
 
 def start(*words, workers=WORKERS):
     """The processes of a run: scheduler, server, workers."""
-    environment = dict(os.environ, **variables(workers))
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), **variables(workers))
     return [
         subprocess.Popen(
             [sys.executable, *map(str, words)],

@@ -71,3 +71,10 @@ def test_labels_need_not_be_in_order():
 def test_impossible_batches_are_said(changes, words):
     with pytest.raises(InputError, match=words):
         sampler(**changes)
+
+
+def test_workers_share_the_batches_among_them():
+    alone = list(sampler(stop=12))
+    workers = [list(sampler(stop=4, worker=(rank, 3))) for rank in range(3)]
+    assert [batch for side_by_side in zip(*workers) for batch in side_by_side] == alone
+    assert list(sampler(stop=4, start=1, worker=(2, 3))) == alone[5::3]
