@@ -12,10 +12,12 @@ from cgd.files import replacing
 
 COLUMNS = ("lr", "ranking_loss", "classification_loss", "active", "positive", "negative", "gradient_norm", "waiting")
 PANELS = (
-    ("losses", ("ranking_loss", "classification_loss")),
+    ("ranking loss", ("ranking_loss",)),
+    ("classification loss", ("classification_loss",)),
     ("hardest distances", ("positive", "negative")),
     ("share of triplets beyond the margin", ("active",)),
     ("norm of the gradients", ("gradient_norm",)),
+    ("share of the time spent waiting", ("waiting",)),
 )
 
 
@@ -55,16 +57,18 @@ def draw(steps, looks, file):
         from matplotlib.figure import Figure  # not pyplot: no window, no state
     except ImportError:
         return False
-    figure = Figure(figsize=(10, 8), layout="constrained")
-    axes = figure.subplots(3, 2).flat
+    figure = Figure(figsize=(10, 11), layout="constrained")
+    axes = figure.subplots(4, 2).flat
     for (title, names), panel in zip(PANELS, axes):
         for name in names:
             panel.plot([line["iteration"] for line in steps], [line[name] for line in steps], label=name)
         panel.set_title(title)
-        panel.legend()
+        if len(names) > 1:
+            panel.legend()
     panel = axes[len(PANELS)]
     panel.set_title("learning rate")
-    panel.plot([line["iteration"] for line in steps], [line["lr"] for line in steps], drawstyle="steps-pre")
+    panel.plot([line["iteration"] for line in steps], [line["lr"] for line in steps], drawstyle="steps-post")
+    panel.set_yscale("log")
     panel = axes[len(PANELS) + 1]
     panel.set_title("recall on the test half")
     for rank in looks[-1]["recall"] if looks else ():
@@ -74,7 +78,7 @@ def draw(steps, looks, file):
             marker="o",
             label="R@" + rank,
         )
-        panel.legend()
+        panel.legend(loc="upper left")
     for panel in axes:
         panel.set_xlabel("iteration")
     with replacing(file) as part:
