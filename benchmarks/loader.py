@@ -2,8 +2,8 @@
 
     python benchmarks/loader.py
 
-Each figure is a ratio to the bare decoding of the same files by one core, measured right before it. Without pictures of
-your own it draws some.
+Each figure is a ratio to the bare decoding of the same files by one core, measured right before it. The
+pictures are drawn.
 """
 
 import argparse
@@ -12,25 +12,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageFilter
+from pipeline import draw
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cgd import flags, images, machine, samplers  # noqa: E402
-from cgd.datasets import Record  # noqa: E402
-
-
-def draw(folder, count, width, height):
-    """Blurred noise, which compresses to about the size of a photograph; four of each identity."""
-    random = np.random.RandomState(0)
-    records = []
-    for number in range(count):
-        pixels = random.randint(0, 256, (height, width, 3)).astype(np.uint8)
-        path = Path(folder) / "{}x{}-{}.jpg".format(width, height, number)
-        Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(2)).save(str(path), quality=92)
-        records.append(Record(str(path), number // 4, None, number))
-    return records
 
 
 def decode_rate(records):
@@ -60,7 +46,10 @@ def main():
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for width, height in ((160, 120), (500, 375), (1000, 750)):
-            records = draw(folder, 128, width, height)
+            records = [
+                record._replace(identity=number // 4, box=None)
+                for number, record in enumerate(draw(folder, 128, width, height))
+            ]
             for workers in (0, *options.num_workers):
                 bare = decode_rate(records)
                 rate = loader_rate(records, workers, options.batches, options.batch_size)

@@ -25,15 +25,15 @@ from cgd.environment import mx  # noqa: E402
 PREPARATION = evaluator.Preparation((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def draw(folder, count):
-    """Blurred noise, 500 x 375, which compresses to about the size of a photograph; each with a box."""
+def draw(folder, count, width=500, height=375):
+    """Blurred noise, which compresses to about the size of a photograph; each with a box of two thirds of its sides."""
     random = np.random.RandomState(0)
     records = []
     for number in range(count):
-        pixels = random.randint(0, 256, (375, 500, 3)).astype(np.uint8)
-        path = Path(folder) / "{}.jpg".format(number)
+        pixels = random.randint(0, 256, (height, width, 3)).astype(np.uint8)
+        path = Path(folder) / "{}x{}-{}.jpg".format(width, height, number)
         Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(2)).save(str(path), quality=92)
-        records.append(Record(str(path), 0, (60, 40, 325, 300), number))
+        records.append(Record(str(path), 0, (width // 8, height // 8, width * 2 // 3, height * 2 // 3), number))
     return records
 
 
