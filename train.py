@@ -37,12 +37,7 @@ def arguments(words):
     add("--save-every", type=flags.whole(0), default=100, metavar="N", help=SAVE_EVERY)
     add("--resume", metavar="FOLDER", help="go on with a run that was stopped; other flags come from its own command")
     add("--output-dir", help="the run's folder (default: the next free runs/DATASET-CONFIG-N)")
-    group = parser.add_argument_group("the recipe")
-    for name, text in recipes.flags():
-        metavar = name.rsplit("_", 1)[-1].upper()
-        group.add_argument(
-            "--" + name.replace("_", "-"), metavar=metavar, help="{} ({})".format(text, recipes.defaults_of(name))
-        )
+    recipes.add_flags(parser)
     parser.set_defaults(dataset="cub200")
     return parser.parse_args(words)
 
@@ -64,15 +59,7 @@ def recipe_of(options):
     if options.pretrained_model:
         description = Checkpoint(options.pretrained_model).description
         recipe = replace(recipe, **{name: description[name] for name in model.OPTIONS})
-    for name, _ in recipes.flags():
-        text = getattr(options, name)
-        if text is None:
-            continue
-        try:
-            recipe = replace(recipe, **{name: recipes.parse(name, text)})
-        except ValueError as error:
-            raise InputError("--{} {}: {}".format(name.replace("_", "-"), text, error))
-    return recipe
+    return recipes.overlaid(recipe, options)
 
 
 def load_weights(net, options, recipe):
@@ -96,9 +83,10 @@ def run_folder(options, recipe):
     return folder
 
 
-def keep_arguments(folder, recipe):
+def keep_arguments(folder, recipe, dataset):
     """Makes the folder and writes into it what the run was asked to do."""
-    record = {"command": sys.argv, "recipe": asdict(recipe), "versions": environment.versions()}
+    record = {"command": sys.argv, "recipe": asdict(recipe), "data": datasets.counts(dataset)}
+    record["versions"] = environment.versions()
     record["git_commit"] = environment.git_commit()
     with replacing(folder / "arguments.json") as part:
         part.write_text(json.dumps(record, indent=1) + "\n")
@@ -133,7 +121,7 @@ def train(options, store):
     if options.resume:
         training.restore()
     elif training.leads:
-        keep_arguments(folder, recipe)
+        keep_arguments(folder, recipe, dataset)
     if training.leads:
         print("run: {}{}".format(folder, ", from iteration {}".format(training.iteration) if options.resume else ""))
     if store:

@@ -192,15 +192,20 @@ def load(name, folder=None, train_txt=None, test_txt=None, bbox_txt=None, galler
 def statistics(dataset):
     """The table of classes and images, as the authors' evaluation code prints it."""
     rule = "+------------------------------+"
-    halves = [("Train", dataset.train), ("Test", dataset.test)]
-    if dataset.gallery:
-        halves = [("Train", dataset.train), ("Query", dataset.test), ("Gallery", dataset.gallery)]
-    counts = [(name, count_identities(records), len(records)) for name, records in halves]
+    halves = [(name, *count) for name, count in counts(dataset).items()]
     tested = count_identities(dataset.test + (dataset.gallery or []))
-    total = ("Total", counts[0][1] + tested, sum(images for _, _, images in counts))
-    rows = ["| {:<7} |    {:5d} | {:7d} |".format(*count) for count in counts + [total]]
+    total = ("Total", halves[0][1] + tested, sum(images for _, _, images in halves))
+    rows = ["| {:<7} |    {:5d} | {:7d} |".format(*half) for half in halves + [total]]
     lines = ["###### Dataset Statistics ######", rule, "| Subset  | #Classes | #Images |", rule]
     return "\n".join(lines + rows[:-1] + [rule] + rows[-1:] + [rule])
+
+
+def counts(dataset):
+    """{half: (identities, images)}."""
+    halves = {"Train": dataset.train, "Test": dataset.test}
+    if dataset.gallery:
+        halves = {"Train": dataset.train, "Query": dataset.test, "Gallery": dataset.gallery}
+    return {name: (count_identities(records), len(records)) for name, records in halves.items()}
 
 
 def count_identities(records):

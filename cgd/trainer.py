@@ -207,15 +207,16 @@ class Trainer:
             write_line(log, {"iteration": self.iteration, "recall": dict(zip(map(str, ranks), self.recalls))})
             text = "  ".join("R@{} {:.4f}".format(k, recall) for k, recall in zip(ranks, self.recalls))
             tqdm.write("iteration {:5d}  {}".format(self.iteration, text))
+            self.evaluated = self.iteration
             if self.best is None or self.recalls[0] > self.best[0][0]:
                 self.best = (self.recalls, self.iteration)
                 self.save("best")
-            self.evaluated = self.iteration
 
     def save(self, name):
         """Writes the checkpoint `name`, with what an evaluation needs to know of it; if this worker leads."""
         if not self.leads:
             return
+        known = self.evaluated == self.iteration
         description = {
             "dataset": self.dataset.name,
             "cropped": self.dataset.train[0].box is not None,
@@ -224,7 +225,7 @@ class Trainer:
             "mean": MEAN,
             "std": STD,
             "iteration": self.iteration,
-            "recall": dict(zip(map(str, self.dataset.ranks), self.recalls)) if self.recalls else None,
+            "recall": dict(zip(map(str, self.dataset.ranks), self.recalls)) if known else None,
         }
         checkpoints.save(self.net, str(self.folder / name), description)
 

@@ -63,7 +63,7 @@ def test_other_files_are_one_line(tmp_path, text):
 
 def told(lines, **changes):
     texts = []
-    troubles = Troubles(recipes.replace(recipes.CUB200, **changes), texts.append)
+    troubles = Troubles(recipes.replace(recipes.RECIPES["cub200"], **changes), texts.append)
     for one in lines:
         troubles.look(one)
     return texts

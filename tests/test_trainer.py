@@ -10,7 +10,7 @@ from cgd.environment import mx
 from cgd.errors import InputError
 
 RECIPE = recipes.replace(
-    recipes.DEMO,
+    recipes.RECIPES["demo"],
     image_width=32,
     image_height=32,
     dim=16,

@@ -1,0 +1,228 @@
+"""The paper's tables: which rows they have, the runs that are missing, and what came of them.
+
+    python -m cgd.tables --list --dataset cub200
+    python -m cgd.tables --table 1 --dataset cars196 --seeds 3 --gpus 0
+    python -m cgd.tables --render --plot
+
+    python -m cgd.tables --table 1,2 --name photos --dataset folders --gpus -1 -- --data-dir photos --iterations 300
+
+What stands after -- goes to every train.py of the study. A run that is finished is not done again, a broken one goes
+on, and several of these commands, on machines that share a file system too, share the work.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from cgd import datasets, errors, flags, paper, plots, results, runs
+from cgd.errors import InputError
+
+
+def gpus(text):
+    """ "0,1" -> [0, 1]."""
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError("expected numbers, as in 0,1, found {!r}".format(text))
+
+
+def arguments(words):
+    words, shared = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    parser = errors.Parser(
+        prog="python -m cgd.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--list", action="store_true", help="show tables, rows, the data they need and the time they take here")
+    add("--table", metavar="NAME,...", help="the tables to run or show: {}, or all".format(", ".join(paper.TABLES)))
+    add("--dataset", choices=list(datasets.SOURCES), help="default: cub200; main: each of the paper's four")
+    add(
+        "--seeds",
+        type=flags.whole(1),
+        default=1,
+        metavar="N",
+        help="runs of each row, with seeds 0 to N-1 (default: 1)",
+    )
+    help_ = (
+        "one run at a time on each; twice the same for two on it; -1 for the CPU, =-1,-1 for two at once (default: 0)"
+    )
+    add("--gpus", type=gpus, default=[0], metavar="N,N,...", help=help_)
+    add("--dry-run", action="store_true", help="print the commands that would be run")
+    add("--render", action="store_true", help="write the tables of what is finished, as Markdown and JSON")
+    add("--plot", action="store_true", help="draw configurations and lengths of the descriptor (matplotlib)")
+    add("--results", type=Path, metavar="DIR", help="where to write those (default: the study's folder)")
+    add(
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help="with --render: fill in the study's results there, between its marks",
+    )
+    add("--name", help="of the study, for runs with flags of your own (default: the data set's)")
+    add(
+        "--output-dir",
+        type=Path,
+        default=Path("runs/tables"),
+        metavar="DIR",
+        help="of all studies (default: %(default)s)",
+    )
+    add("--weights", type=Path, metavar="DIR", help="folder with BACKBONE.params, ImageNet weights for each backbone")
+    options = parser.parse_args(words)
+    options.shared = shared
+    return options
+
+
+def names_of(options):
+    """The tables that were asked for, or all."""
+    if options.table in (None, "all"):
+        return list(paper.TABLES)
+    names = options.table.split(",")
+    for name in names:
+        if name not in paper.TABLES:
+            raise InputError("--table {}: expected some of {}, or all".format(name, ", ".join(paper.TABLES)))
+    return names
+
+
+def studies_of(options, names):
+    """[(study, names of its tables)]. Where no data set is named, the main table is of the paper's four."""
+    if options.name or options.dataset:
+        folder = options.output_dir / (options.name or options.dataset)
+        return [(runs.open_study(folder, options.dataset, options.shared), names)]
+    studies = []
+    for dataset in paper.PAPERS_SETS:
+        own = [name for name in names if dataset == "cub200" or name == "main"]
+        if own:
+            studies.append((runs.open_study(options.output_dir / dataset, dataset, options.shared), own))
+    return studies
+
+
+def jobs_of(options):
+    """The runs that were asked for, each once: all rows with seed 0, then all with seed 1."""
+    jobs = {}
+    for study, names in studies_of(options, names_of(options)):
+        for seed in range(options.seeds):
+            for name in names:
+                rows = study.rows(paper.TABLES[name])
+                if not rows and options.table != "all":
+                    raise InputError("--table {}: compares crops, and {} has no boxes".format(name, study.dataset))
+                for row in rows:
+                    job = with_weights(study.job(row, seed), options.weights)
+                    jobs[job.folder] = job
+        if not options.dry_run:
+            runs.keep_setting(study)
+    return list(jobs.values())
+
+
+def with_weights(job, folder):
+    """The same job, told where the ImageNet weights of its backbone are."""
+    if not folder:
+        return job
+    file = folder / (job.recipe.backbone + ".params")
+    if not file.exists():
+        raise InputError("--weights {}: expected {} there".format(folder, file.name))
+    return job._replace(flags=job.flags + ("--backbone-params", str(file)))
+
+
+def run(options):
+    """Runs what is missing, or prints what that would be."""
+    jobs = jobs_of(options)
+    states = [job.state() for job in jobs]
+    counts = ["{} {}".format(states.count(state), state) for state in ("finished", "begun", "missing")]
+    print("{} runs: {}".format(len(jobs), ", ".join(counts)), file=sys.stderr)
+    if options.dry_run:
+        for job, state in zip(jobs, states):
+            if state != "finished":
+                words = job.command(options.gpus[0]) if state == "missing" else job.resume(options.gpus[0])
+                print("python {}".format(" ".join(map(shlex.quote, words))))
+        return
+    runs.Runner(jobs, options.gpus).run()
+
+
+def show(options):
+    """Prints tables, rows, the data each needs and the time each takes."""
+    from cgd import environment, rates  # MXNet takes seconds to come, and the other modes do without
+
+    device = environment.context(options.gpus[0])
+    measured = {}
+    for study, names in studies_of(options, names_of(options)):
+        data, tested = data_of(study)
+        print("\n{}\n{}".format(study.folder, data))
+        for name in names:
+            table = paper.TABLES[name]
+            print("\n--table {:<15} {}".format(name, table.title))
+            for row in study.rows(table):
+                recipe = study.job(row, 0).recipe
+                network = (recipe.backbone, recipe.keep_stride, recipe.image_width, recipe.image_height)
+                if network not in measured:
+                    measured[network] = rates.measure(recipe, device)
+                seconds = measured[network].seconds(recipe, tested)
+                print("    {:<26} {}".format(row.name, duration(seconds)), flush=True)
+    print("\nThe times are of one run on {}, from a few batches; reading pictures not counted.".format(device))
+
+
+def data_of(study):
+    """What a study needs, in words, and how many pictures its evaluations look at."""
+    parser = errors.Parser(add_help=False)
+    flags.add_data_flags(parser, study.dataset)
+    given, _ = parser.parse_known_args(list(study.flags))
+    source = datasets.SOURCES[study.dataset]
+    try:
+        files = (given.data_dir, given.train_txt, given.test_txt, given.bbox_txt, given.gallery_txt)
+        counts, found = datasets.counts(datasets.load(study.dataset, *files)), "found"
+    except InputError as error:
+        counts, found = source.counts or {}, "missing: {}".format(error)
+    halves = ", ".join("{} {:,} images of {:,}".format(half, n[1], n[0]) for half, n in counts.items())
+    tested = sum(images for half, (_, images) in counts.items() if half.lower() != "train")
+    return "data: {} ({}), {}".format(study.dataset, halves or "not known", found), tested
+
+
+def duration(seconds):
+    """ "3 min", "1.5 h"."""
+    if seconds < 90:
+        return "{:.0f} s".format(seconds)
+    return "{:.0f} min".format(seconds / 60) if seconds < 5400 else "{:.1f} h".format(seconds / 3600)
+
+
+def finished_studies(options):
+    """The study that was asked for, or all."""
+    if options.name or options.dataset:
+        return [
+            runs.open_study(options.output_dir / (options.name or options.dataset), options.dataset, options.shared)
+        ]
+    return [runs.open_study(file.parent) for file in sorted(options.output_dir.glob("*/setting.json"))]
+
+
+def render(options):
+    """Writes tables and plots of what is finished."""
+    names = names_of(options) if options.table else None
+    studies = finished_studies(options)
+    if not studies:
+        raise InputError("{}: no studies there yet; --table runs one".format(options.output_dir))
+    for study in studies:
+        record = results.collect(study, names)
+        if not any(row["runs"] for table in record["tables"].values() for row in table["rows"]):
+            raise InputError("{}: no finished runs".format(study.folder))
+        folder = options.results or study.folder
+        if options.render:
+            file = results.write(record, folder)
+            print("wrote {} and {}".format(file, file.with_suffix(".json").name))
+            if options.readme:
+                results.fill_in(options.readme, record["name"], results.digest(record, file))
+        if options.plot:
+            for file in plots.draw(record, folder):
+                print("wrote {}".format(file))
+
+
+def main():
+    options = arguments(sys.argv[1:])
+    if options.render or options.plot:
+        render(options)
+    elif options.list:
+        show(options)
+    elif options.table:
+        run(options)
+    else:
+        raise InputError("expected --list, --table NAME, --render or --plot; --help says more")
+
+
+if __name__ == "__main__":
+    errors.run(main)
