@@ -22,13 +22,14 @@ def seeds_of(study, row):
 def collect(study, names=None):
     """The finished runs of a study, as JSON would have it.
 
-    names : of the tables; None for all that have a finished run
+    names : of the tables; None for all that have something to compare, or that have a single row
     """
     tables = {}
     for name in names or paper.TABLES:
         table = paper.TABLES[name]
         rows = [_row(study, row) for row in study.rows(table)]
-        if names or any(row["runs"] for row in rows):
+        run = sum(bool(row["runs"]) for row in rows)
+        if names or run >= min(2, len(rows)) > 0:
             tables[name] = {"title": table.title, "note": table.note, "rows": rows, "order": verdicts(table, rows)}
     return {
         "name": study.folder.name,
@@ -141,7 +142,7 @@ def _heading(record):
     runs = [run for table in record["tables"].values() for row in table["rows"] for run in row["runs"]]
     halves = next((run["data"] for run in runs if run["data"]), None)
     counts = ["{} {:,} images of {:,} identities".format(half, n[1], n[0]) for half, n in (halves or {}).items()]
-    commits = sorted({run["git_commit"][:9] for run in runs if run["git_commit"]})
+    commits = sorted({short(run["git_commit"]) for run in runs if run["git_commit"]})
     versions = sorted({"MXNet {mxnet}, Python {python}".format(**run["versions"]) for run in runs if run["versions"]})
     flags = " ".join(record["flags"])
     return [
@@ -153,6 +154,11 @@ def _heading(record):
         "looks at the test half, which flatters. A dash: not known of the paper, or not run here.",
         "Made by `python -m cgd.tables --render`.",
     ]
+
+
+def short(commit):
+    """A commit as people write it; that files differed from it stays visible."""
+    return commit[:9] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
 def _grid(rows, ranks):

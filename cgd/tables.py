@@ -43,9 +43,7 @@ def arguments(words):
         metavar="N",
         help="runs of each row, with seeds 0 to N-1 (default: 1)",
     )
-    help_ = (
-        "one run at a time on each; twice the same for two on it; -1 for the CPU, =-1,-1 for two at once (default: 0)"
-    )
+    help_ = "one run at a time on each; -1 for the CPU, --gpus=-1,-1 for two runs on it (default: 0)"
     add("--gpus", type=gpus, default=[0], metavar="N,N,...", help=help_)
     add("--dry-run", action="store_true", help="print the commands that would be run")
     add("--render", action="store_true", help="write the tables of what is finished, as Markdown and JSON")

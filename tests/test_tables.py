@@ -1,0 +1,424 @@
+"""The paper's tables: rows are runs of train.py, shared between processes, and what comes of them is told right."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import train
+from cgd import birds, curves, datasets, paper, plots, rates, recipes, results, runs, tables
+from cgd.environment import mx
+from cgd.errors import InputError
+from conftest import ROOT, children_of, command, command_here, wait_until
+
+# Small enough for any network of any row; the changes of a row win over them.
+SMALL = "--image-width 32 --image-height 32 --batch-size 16 --dim 24 --num-workers 0 --eval-every 2".split()
+
+
+@pytest.fixture(scope="module")
+def many_birds(tmp_path_factory):
+    """8 identities to train on: enough for batches of 16 with 2 images of each."""
+    folder = tmp_path_factory.mktemp("data") / "demo"
+    birds.draw_demo(folder, classes=16, images_per_class=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small_study(many_birds, tmp_path_factory):
+    flags = ("--data-dir", str(many_birds), "--iterations", "2", *SMALL)
+    return runs.Study(tmp_path_factory.mktemp("studies") / "small", "demo", flags)
+
+
+def words_of(study, *words):
+    """A command of cgd.tables on a study."""
+    place = ["--output-dir", study.folder.parent, "--name", study.folder.name, "--dataset", study.dataset]
+    return ["-m", "cgd.tables", *place, *words]
+
+
+def pretend(job, last, best=None, iteration=1, **changes):
+    """What a finished run leaves, without the run."""
+    job.folder.mkdir(parents=True)
+    best = best or last
+    done = dict(asdict(job.recipe), **changes)
+    arguments = {"command": ["train.py"], "recipe": done, "data": {"Train": [5, 70], "Test": [6, 80]}}
+    arguments.update(versions={"mxnet": "1.9.1", "python": "3.11.7"}, git_commit="0123456789abcdef-dirty")
+    records = {
+        "arguments": arguments,
+        "last": {"iteration": job.recipe.iterations, "recall": last},
+        "best": {"iteration": iteration, "recall": best},
+    }
+    (job.folder / "log.jsonl").write_text("")
+    for name, record in records.items():
+        (job.folder / (name + ".json")).write_text(json.dumps(record))
+
+
+def recalls(first):
+    return {"1": first, "2": first + 0.1}
+
+
+def row_named(table, name):
+    return next(row for row in paper.TABLES[table].rows if row.name == name)
+
+
+@pytest.mark.parametrize("name", list(paper.TABLES))
+def test_every_row_trains_and_renders(name, small_study, monkeypatch, capfd):
+    monkeypatch.setattr(curves, "draw", lambda *_: False)  # a second for each run
+    rows = small_study.rows(paper.TABLES[name])
+    assert rows == list(paper.TABLES[name].rows)
+    for row in rows:
+        job = small_study.job(row, 0)
+        if job.state() == "missing":  # other tables have some of the same rows
+            done = command_here(monkeypatch, capfd, *job.command(-1))
+            assert done.returncode in (0, None), done.stderr
+        assert job.state() == "finished"
+    record = results.collect(small_study, [name])
+    assert [len(row["runs"]) for row in record["tables"][name]["rows"]] == [1] * len(rows)
+    assert len(record["tables"][name]["order"]) == max(0, len(paper.TABLES[name].order) - 1)
+    text = results.markdown(record)
+    for row in record["tables"][name]["rows"]:
+        line = next(line for line in text.splitlines() if line.startswith("| {} |".format(row["name"])))
+        assert "{:.4f}".format(row["runs"][0]["last"]["8"]) in line
+    assert json.loads(json.dumps(record)) == record
+
+
+@pytest.mark.parametrize("dataset", ["cub200", "cars196", "sop", "inshop", "demo", "folders"])
+def test_the_words_of_a_job_are_its_recipe(dataset, tmp_path):
+    study = runs.Study(tmp_path, dataset, ("--iterations", "7", "--config", "GM"))
+    rows = [row for table in paper.TABLES.values() for row in study.rows(table)]
+    assert rows
+    jobs = [study.job(row, 3) for row in rows]
+    for row, job in zip(rows, jobs):
+        options = train.arguments(job.command(-1)[1:])
+        assert (options.dataset, options.seed, options.gpu) == (dataset, 3, -1)
+        assert train.recipe_of(options) == job.recipe
+        assert {name: getattr(job.recipe, name) for name in row.changes} == row.changes
+        assert options.cropped == (False if "--uncropped" in row.flags else None)
+        assert job.recipe.iterations == 7
+    one_folder_each = {(job.recipe, job.flags): job.folder for job in jobs}
+    assert len(set(one_folder_each.values())) == len(one_folder_each) == len({job.folder for job in jobs})
+
+
+def test_rows_that_a_data_set_does_not_have(tmp_path):
+    def names(dataset, table, *flags):
+        return [row.name for row in runs.Study(tmp_path, dataset, flags).rows(paper.TABLES[table])]
+
+    assert names("cub200", "main") == ["MG, as on CUB200"] and names("inshop", "main") == ["GS, as on In-shop"]
+    assert len(names("lists", "main")) == 4
+    assert names("sop", "crops") == [] and names("cub200", "crops") == ["cropped", "uncropped"]
+    assert names("lists", "crops", "--bbox-txt", "boxes.txt") == ["cropped", "uncropped"]
+    assert names("cub200", "crops", "--uncropped") == []
+
+
+def test_dry_run_prints_plain_commands_of_what_is_missing(tmp_path):
+    study = runs.Study(tmp_path / "cub200", "cub200")
+    pretend(study.job(row_named("2", "both"), 0), recalls(0.5))
+    begun = study.job(row_named("2", "smoothing"), 0)
+    pretend(begun, recalls(0.5))
+    (begun.folder / "last.json").unlink()
+    done = command(*words_of(study, "--table", 2, "--gpus", 3, "--dry-run"))
+    assert done.returncode == 0 and "4 runs: 1 finished, 1 begun, 2 missing" in done.stderr
+    folder = tmp_path / "cub200"
+    begin = "python train.py --dataset cub200 {0} --seed 0 --gpu 3 --output-dir {1}/{2}/seed-0"
+    assert done.stdout.splitlines() == [
+        begin.format("--temperature 1.0 --smoothing 0.0", folder, "temperature=1.0,smoothing=0.0"),
+        "python train.py --resume {}/temperature=1.0/seed-0 --gpu 3".format(folder),
+        begin.format("--smoothing 0.0", folder, "smoothing=0.0"),
+    ]
+    assert not (folder / "setting.json").exists()
+
+
+def test_the_main_table_is_of_the_papers_four_data_sets(tmp_path):
+    done = command("-m", "cgd.tables", "--table", "main", "--dry-run", "--output-dir", tmp_path, "--seeds", 2)
+    assert [line.split()[3] for line in done.stdout.splitlines()] == [
+        name for name in ("cub200", "cars196", "sop", "inshop") for _ in range(2)
+    ]
+
+
+def test_two_processes_share_the_work_and_a_third_finds_none(small_study, tmp_path):
+    study = small_study._replace(folder=tmp_path / "shared")
+    words = [sys.executable, *words_of(study, "--table", "1", "--gpus", "-1", "--", *study.flags)]
+    pair = [subprocess.Popen(list(map(str, words)), cwd=str(ROOT), stdout=subprocess.PIPE) for _ in range(2)]
+    told = [process.communicate(timeout=200)[0].decode() for process in pair]
+    assert [process.returncode for process in pair] == [0, 0]
+    jobs = [study.job(row, 0) for row in paper.TABLES["1"].rows]
+    assert [job.state() for job in jobs] == ["finished"] * 3
+    for job in jobs:
+        assert (job.folder / "output.txt").read_text().count("run: ") == 1
+        assert sum(text.count("end    {}".format(job.folder)) for text in told) == 1
+    before = {file: file.stat().st_mtime_ns for job in jobs for file in job.folder.iterdir() if file.name != "claim"}
+    # the study remembers its data set and flags
+    third = command("-m", "cgd.tables", "--output-dir", tmp_path, "--name", "shared", "--table", "1", "--gpus", "-1")
+    assert third.returncode == 0 and third.stdout == "" and "3 finished" in third.stderr
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+
+
+def test_a_broken_run_goes_on(small_study, tmp_path):
+    study = small_study._replace(folder=tmp_path / "broken")
+    flags = [*study.flags, "--iterations", "60", "--save-every", "1", "--eval-every", "60"]
+    study = study._replace(flags=tuple(flags))
+    words = list(map(str, [sys.executable, *words_of(study, "--table", "1", "--gpus", "-1", "--", *flags)]))
+    first = study.job(paper.TABLES["1"].rows[0], 0)
+
+    def start():
+        return subprocess.Popen(words, cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    # stopped: so is the run, which keeps its state
+    stopped = start()
+    assert wait_until((first.folder / "state.npz").exists, 60)
+    (trainer,) = children_of(stopped.pid)
+    stopped.send_signal(signal.SIGTERM)
+    _, errors = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130 and b"Traceback" not in errors
+    assert not os.path.exists("/proc/{}".format(trainer))
+    assert first.state() == "begun"
+
+    # a run that fails is told, and the others are done all the same
+    state = (first.folder / "state.npz").read_bytes()
+    (first.folder / "state.npz").write_bytes(state[:1000])
+    done = command(*words[1:])
+    assert done.returncode == 2 and "1 of 3 runs failed" in done.stderr and str(first.folder) in done.stderr
+    assert "failed {}: error: ".format(first.folder) in done.stdout and "Traceback" not in done.stderr
+    assert [study.job(row, 0).state() for row in paper.TABLES["1"].rows] == ["begun", "finished", "finished"]
+
+    (first.folder / "state.npz").write_bytes(state)
+    done = command(*words[1:])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("end    ") == 1 and first.state() == "finished"
+    assert "from iteration" in (first.folder / "output.txt").read_text()
+
+
+def test_a_claim_lasts_as_long_as_whoever_inherited_it(tmp_path):
+    with runs.claimed(tmp_path) as claim:
+        assert claim
+        with runs.claimed(tmp_path) as other:
+            assert other is None
+        heir = subprocess.Popen(["sleep", "60"], pass_fds=[claim.fileno()])
+    with runs.claimed(tmp_path) as other:
+        assert other is None
+    heir.kill()
+    heir.wait()
+    with runs.claimed(tmp_path) as other:
+        assert other
+
+
+def test_a_folder_with_another_recipe_is_left_alone(tmp_path):
+    job = runs.Study(tmp_path, "cub200").job(paper.TABLES["1"].rows[0], 0)
+    pretend(job, recalls(0.5), lr=0.5)
+    with pytest.raises(InputError, match="--lr 0.5, and 0.0001 is wanted"):
+        job.state()
+
+
+def test_a_study_keeps_its_setting(tmp_path):
+    study = runs.open_study(tmp_path / "a", "demo", ["--iterations", "5", "--num-workers", "1"])
+    runs.keep_setting(study)
+    assert runs.open_study(tmp_path / "a") == study
+    # what does not change the recipe may differ from machine to machine
+    elsewhere = runs.open_study(tmp_path / "a", "demo", ["--iterations", "5", "--num-workers", "9"])
+    assert elsewhere.recipe() == study.recipe() and elsewhere.flags[-1] == "9"
+    with pytest.raises(InputError, match="runs on demo; choose another --name for cub200"):
+        runs.open_study(tmp_path / "a", "cub200")
+    with pytest.raises(InputError, match="has the flags|have the flags --iterations 5"):
+        runs.open_study(tmp_path / "a", "demo", ["--iterations", "6"])
+    with pytest.raises(InputError, match="--seed: the tables say that themselves"):
+        runs.open_study(tmp_path / "b", "demo", ["--seed", "6"])
+    (tmp_path / "a" / "setting.json").write_text("[]")
+    with pytest.raises(InputError, match="setting.json"):
+        runs.open_study(tmp_path / "a")
+
+
+def test_permutation_test_against_all_deals():
+    assert results.permutation_test([3, 4, 5], [0, 1, 2]) == 1 / 20
+    assert results.permutation_test([0, 1, 2], [3, 4, 5]) == 1
+    assert results.permutation_test([2, 3], [0, 1]) is None  # 1/6 at best
+    assert results.permutation_test([5], list(range(5))) is None and results.permutation_test([50], list(range(19)))
+    scores = np.random.RandomState(0).normal(size=9)
+    high, low = scores[:4] + 0.5, scores[4:]
+    pooled = np.concatenate([high, low])
+    deals = [list(deal) for deal in itertools.combinations(range(9), 4)]
+    differences = [pooled[deal].mean() - np.delete(pooled, deal).mean() for deal in deals]
+    expected = np.mean(np.array(differences) >= high.mean() - low.mean() - 1e-12)
+    assert results.permutation_test(list(high), list(low)) == pytest.approx(expected)
+    assert 0 < expected < 0.5
+
+
+def test_permutation_test_of_many_scores_takes_a_sample():
+    stats = pytest.importorskip("scipy.stats")
+    high, low = np.random.RandomState(1).normal(size=(2, 14))
+    high = high + 0.5
+    exact = stats.ttest_ind(high, low, alternative="greater").pvalue  # close to it for normal scores
+    assert results.permutation_test(list(high), list(low)) == pytest.approx(exact, abs=0.02)
+
+
+def study_with(tmp_path, table, scores, dataset="cub200", **more):
+    """A study whose rows have pretended runs: {row: [R@1 of each seed]}."""
+    study = runs.Study(tmp_path / dataset, dataset)
+    for name, firsts in scores.items():
+        for seed, first in enumerate(firsts):
+            pretend(study.job(row_named(table, name), seed), recalls(first), recalls(first + 0.005), **more)
+    return study
+
+
+def test_rendered_figures_against_numpy(tmp_path):
+    scores = {"both": [0.7, 0.71, 0.74], "ranking loss alone": [0.6, 0.65, 0.61]}
+    study = study_with(tmp_path, "1", scores)
+    record = results.collect(study)
+    assert list(record["tables"]) == ["1", "main"]  # no other has two rows to compare; the main table has one here
+    rows = {row["name"]: row for row in record["tables"]["1"]["rows"]}
+    for name, firsts in scores.items():
+        assert rows[name]["last"]["1"] == pytest.approx([np.mean(firsts), np.std(firsts, ddof=1)])
+        assert rows[name]["best"]["1"][0] == pytest.approx(np.mean(firsts) + 0.005)
+        assert [run["seed"] for run in rows[name]["runs"]] == [0, 1, 2]
+    (step,) = record["tables"]["1"]["order"]
+    assert step["holds"] and step["p"] == 1 / 20 and step["difference"] == pytest.approx(0.7166667 - 0.62)
+    text = results.markdown(record)
+    assert "| both | - | 3 | 0.7167 ± 0.0208 | 0.8167 ± 0.0208 | 0.7217 ± 0.0208 |" in text
+    assert "| classification loss alone | - | 0 | - | - | - |" in text
+    assert "both > ranking loss alone. Here too, by +9.7 points (p = 0.05)." in text
+    assert "Train 70 images of 5 identities, Test 80 images of 6 identities" in text
+    assert "commit 012345678-dirty" in text
+    line = next(line for line in results.digest(record, "all.md").splitlines() if "Table 1" in line)
+    assert (
+        "both 0.7167 ± 0.0208 · ranking loss alone 0.6200 ± 0.0265 | both > ranking loss alone: holds (p = 0.05)"
+        in line
+    )
+
+
+def test_an_order_of_groups_compares_the_best_of_each(tmp_path):
+    names = [row.name for row in paper.TABLES["configurations"].rows]
+    scores = {name: [0.5 + 0.01 * names.index(name)] for name in names}
+    scores["M"] = [0.9]
+    study = study_with(tmp_path, "configurations", scores)
+    (step,) = results.collect(study)["tables"]["configurations"]["order"]
+    assert (step["better"], step["worse"], step["holds"], step["p"]) == ("GM", "M", False, None)
+    assert "Here not, by -32.0 points (too few seeds for a test)" in results.markdown(results.collect(study))
+    # with one of the pairs not run nothing can be said of the best pair
+    (study.job(row_named("configurations", "SM"), 0).folder / "last.json").unlink()
+    assert results.collect(study)["tables"]["configurations"]["order"] == []
+
+
+def test_the_papers_figures_stand_only_beside_their_own_data_set(tmp_path):
+    official = study_with(tmp_path, "main", {"MG, as on CUB200": [0.25]})
+    text = results.markdown(results.collect(official, ["main"]))
+    assert "| MG, as on CUB200 | 0.7681 | 0.8484 | 1 | 0.2500 |" in text
+    other = runs.Study(tmp_path / "demo", "demo")
+    pretend(other.job(row_named("main", "MG, as on CUB200"), 0), recalls(0.25))
+    assert "0.7681" not in results.markdown(results.collect(other, ["main"]))
+
+
+def test_render_and_plot_from_the_command_line(tmp_path, monkeypatch, capfd):
+    study = study_with(tmp_path, "dimensions", {"96": [0.5, 0.6], "384": [0.7, 0.6]})
+    pretend(study.job(row_named("configurations", "S"), 0), recalls(0.5))
+    pretend(study.job(row_named("configurations", "MG"), 0), recalls(0.5))
+    runs.keep_setting(study)
+    readme = tmp_path / "README.md"
+    marks = "<!-- results: cub200 -->\n{}<!-- end of results: cub200 -->\nafter\n"
+    readme.write_text("before\n" + marks.format("old\n"))
+    words = ["--output-dir", tmp_path, "--results", tmp_path / "out", "--render", "--plot", "--readme", readme]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", list(map(str, ["tables", *words])))
+    pytest.importorskip("matplotlib")
+    tables.main()
+    record = json.loads((tmp_path / "out" / "cub200.json").read_text())
+    assert record == results.collect(study)
+    assert (tmp_path / "out" / "cub200.md").read_text() == results.markdown(record) + "\n"
+    text = results.digest(record, tmp_path / "out" / "cub200.md")
+    assert readme.read_text() == "before\n" + marks.format(text + "\n")
+    for name in ("configurations", "dimensions"):
+        with Image.open(str(tmp_path / "out" / "cub200-{}.png".format(name))) as picture:
+            assert min(picture.size) > 300 and np.asarray(picture.convert("L")).std() > 10
+    readme.write_text("no marks")
+    with pytest.raises(InputError, match="expected the lines <!-- results: cub200 -->"):
+        tables.main()
+    assert readme.read_text() == "no marks"
+
+
+def test_plot_without_matplotlib_is_one_line(tmp_path, monkeypatch):
+    study = study_with(tmp_path, "dimensions", {"96": [0.5], "384": [0.7]})
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(InputError, match="pip install matplotlib"):
+        plots.draw(results.collect(study), tmp_path)
+
+
+def test_list_shows_rows_data_and_times(small_study, monkeypatch, capfd):
+    words = words_of(small_study, "--list", "--table", "1,backbones", "--gpus", "-1", "--", *small_study.flags)
+    monkeypatch.setattr(sys, "argv", list(map(str, words[1:])))
+    monkeypatch.setattr(rates, "measure", lambda recipe, device: rates.Rates(4.0 * len(recipe.backbone), 16.0))
+    tables.main()
+    told = capfd.readouterr().out
+    assert "data: demo (Train 32 images of 8, Test 32 images of 8), found" in told
+    for name in ("1", "backbones"):
+        for row in paper.TABLES[name].rows:
+            assert "    {:<26} ".format(row.name) in told
+    # 2 x 16 pictures at 4 x 11 a second, one evaluation of 32 at 16
+    assert "    both                       3 s\n" in told
+    assert "cpu" in told
+
+
+def test_list_says_what_is_missing(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(rates, "measure", lambda recipe, device: rates.Rates(100.0, 1000.0))
+    words = ["tables", "--list", "--table", "main", "--output-dir", tmp_path, "--gpus", "-1"]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    monkeypatch.chdir(tmp_path)
+    tables.main()
+    told = capfd.readouterr().out
+    assert "sop (train 59,551 images of 11,318, test 60,502 images of 11,316), missing: data/Stanford" in told
+    # 1,500 x 128 pictures at 100 a second, 15 evaluations of 5,924 at 1,000
+    seconds = 1500 * 128 / 100 + 15 * 5924 / 1000
+    assert "MG, as on CUB200           {:.0f} min".format(seconds / 60) in told
+
+
+def test_measured_rates_are_of_this_network():
+    small = recipes.replace(recipes.RECIPES["demo"], image_width=32, image_height=32)
+    large = recipes.replace(small, image_width=128, image_height=128)
+    slow, fast = rates.measure(large, mx.cpu()), rates.measure(small, mx.cpu())
+    assert 0 < slow.training < slow.inference and slow.training < fast.training  # 16 times the work: not a close race
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ([], "expected --list, --table NAME, --render or --plot"),
+        (["--table", "5"], "--table 5: expected some of 1, 2, 3, 4, configurations"),
+        (["--table", "crops", "--dataset", "sop", "--dry-run"], "compares crops, and sop has no boxes"),
+        (["--table", "1", "--gpus", "x"], "expected numbers, as in 0,1"),
+        (["--table", "1", "--seeds", "0"], "expected a whole number from 1"),
+        (["--table", "1", "--dry-run", "--", "--lr", "fast"], "--lr fast: not a number"),
+        (["--table", "1", "--dry-run", "--weights", "nowhere"], "--weights nowhere: expected resnet50_v1.params there"),
+        (["--render", "--output-dir", "nowhere"], "nowhere: no studies there yet"),
+    ],
+)
+def test_bad_words_are_one_line(words, expected, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tables", *words])
+    with pytest.raises(InputError) as error:
+        tables.main()
+    assert expected in str(error.value)
+
+
+def test_weights_of_each_backbone(tmp_path, monkeypatch, capfd):
+    for name in ("resnet50_v1", "se_resnet50", "bn_inception", "shufflenet_v2"):
+        (tmp_path / (name + ".params")).touch()
+    words = ["--table", "backbones", "--dataset", "cub200", "--dry-run", "--weights", tmp_path]
+    monkeypatch.setattr(sys, "argv", list(map(str, ["tables", *words])))
+    tables.main()
+    lines = capfd.readouterr().out.splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        options = train.arguments(line.split()[2:])
+        assert options.backbone_params == str(tmp_path / (train.recipe_of(options).backbone + ".params"))
+
+
+@pytest.mark.parametrize("name", ["cub200", "cars196", "sop", "inshop", "demo"])
+def test_a_recipes_docstring_begins_with_its_command(name):
+    text = getattr(recipes, name).__doc__
+    words = text.splitlines()[0].split()
+    assert words[:2] == ["python", "train.py"]
+    assert train.recipe_of(train.arguments(words[2:])) == getattr(recipes, name)() == recipes.RECIPES[name]
+    assert "Ours" in text or "ours" in text
+    assert set(datasets.SOURCES) == set(recipes.RECIPES)
