@@ -1,6 +1,7 @@
 """What a command says when its input is wrong: one line, exit code 2, no traceback."""
 
 import argparse
+import multiprocessing
 import os
 import signal
 import sys
@@ -69,7 +70,20 @@ def run(main):
         sys.exit(report("{}: {}".format(error.filename or "input or output", error.strerror or error)))
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
+        _leave(130)
+
+
+def _leave(code):
+    """Ends at once, and the loader processes too.
+
+    A scheduler's SIGTERM goes to them as well; one that it ends may have held a lock, for which the destructors of
+    their pool would wait for ever.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(code)
 
 
 def report(error):

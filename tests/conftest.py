@@ -86,6 +86,19 @@ def children_of(process):
     return [int(word) for task in tasks for word in (task / "children").read_text().split()]
 
 
+def members_of(group):
+    """The numbers of a process group's members."""
+    numbers = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    found = []
+    for number in numbers:
+        try:
+            if os.getpgid(number) == group:
+                found.append(number)
+        except ProcessLookupError:
+            pass  # it has ended since
+    return found
+
+
 def wait_until(condition, seconds=20):
     """Whether the condition holds within so many seconds."""
     end = time.time() + seconds

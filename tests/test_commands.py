@@ -15,7 +15,7 @@ from PIL import Image
 
 from cgd import checkpoints, datasets, figures
 from cgd.retrieval import recall_at_k
-from conftest import ROOT, children_of, command, command_here, running, wait_until
+from conftest import ROOT, children_of, command, command_here, members_of, running, wait_until
 
 SMALL = "--image-width 32 --image-height 32 --dim 16 --batch-size 8 --images-per-identity 2 --gpu -1".split()
 
@@ -211,8 +211,11 @@ def test_unreadable_pictures_in_a_test_are_told_with_the_result(run, with_broken
     assert printed(result) == [round(r, 4) for r in recall_at_k(kept["embeddings"], kept["identities"], [1, 2, 4, 8])]
 
 
-@pytest.mark.parametrize("whom", ["the command alone", "all its processes, as a terminal does"])
-def test_ctrl_c_leaves_a_usable_checkpoint_and_no_processes(small_demo, tmp_path, whom):
+@pytest.mark.parametrize(
+    "to_all, number", [(False, signal.SIGINT), (True, signal.SIGINT), (True, signal.SIGTERM)], ids=str
+)
+def test_a_stop_leaves_a_usable_checkpoint_and_no_processes(small_demo, tmp_path, to_all, number):
+    """Ctrl-C in a terminal goes to all processes, and so does a scheduler's SIGTERM."""
     words = ["train.py", "--dataset", "demo", "--data-dir", small_demo, "--from-scratch", "--iterations", 10**6]
     words += ["--eval-every", 10**6, "--output-dir", tmp_path / "run", "--num-workers", 2, *SMALL]
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
@@ -227,16 +230,15 @@ def test_ctrl_c_leaves_a_usable_checkpoint_and_no_processes(small_demo, tmp_path
     )
     log = tmp_path / "run" / "log.jsonl"
     assert wait_until(lambda: log.exists() and log.read_text(), 120), process.stderr.read()
-    family = [process.pid] + children_of(process.pid)
-    assert len(family) == 3
-    if whom == "the command alone":
-        process.send_signal(signal.SIGINT)
+    assert len(children_of(process.pid)) == 2
+    if to_all:
+        os.killpg(process.pid, number)
     else:
-        os.killpg(process.pid, signal.SIGINT)
+        process.send_signal(number)
     told = process.communicate(timeout=120)[1]
     assert process.returncode == 130
     assert "Traceback" not in told and told.rstrip().endswith("interrupted")
-    assert wait_until(lambda: not any(running(member) for member in family))
+    assert wait_until(lambda: not any(map(running, members_of(process.pid))))
     description = checkpoints.Checkpoint(tmp_path / "run" / "last").description
     assert description["iteration"] >= 10
     assert [file.name for file in (tmp_path / "run").iterdir() if file.name.startswith(".")] == []
