@@ -51,8 +51,7 @@ TABLES = {
             Row("both", {"ranking_weight": 1.0, "classification_weight": 1.0}),
         ),
         (("both",), ("ranking loss alone",)),
-        "The row of the classification loss alone is ours: there the Dense layers, which the ranking loss alone "
-        "reaches, stay as they began.",
+        "The row of the classification loss alone is ours: nothing trains its Dense layers.",
     ),
     "2": Table(
         "Table 2: label smoothing and temperature",

@@ -199,3 +199,9 @@ def text_of(value):
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def text_of_changes(base, recipe):
+    """{field: value as text} where a recipe differs from another."""
+    changed = (name for name in Recipe.__dataclass_fields__ if getattr(recipe, name) != getattr(base, name))
+    return {name: text_of(getattr(recipe, name)) for name in changed}

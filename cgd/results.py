@@ -5,7 +5,7 @@ import json
 import math
 import statistics
 
-from cgd import datasets, paper
+from cgd import datasets, paper, recipes
 from cgd.errors import InputError
 from cgd.files import replacing
 
@@ -34,7 +34,7 @@ def collect(study, names=None):
     return {
         "name": study.folder.name,
         "dataset": study.dataset,
-        "flags": list(study.flags),
+        "recipe": recipes.text_of_changes(recipes.RECIPES[study.dataset], study.recipe()),
         "ranks": _ranks(study, tables),
         "tables": tables,
     }
@@ -47,7 +47,8 @@ def _row(study, row):
     known = row.paper if row.dataset == study.dataset else ()
     return {
         "name": row.name,
-        "flags": list(job.flags),
+        "recipe": recipes.text_of_changes(study.recipe(), job.recipe),
+        "flags": list(row.flags),
         "paper": dict(zip(map(str, datasets.SOURCES[study.dataset].ranks), known)) or None,
         "runs": runs,
         **{score: _summary([run[score] for run in runs]) for score in ("last", "best")},
@@ -144,15 +145,16 @@ def _heading(record):
     counts = ["{} {:,} images of {:,} identities".format(half, n[1], n[0]) for half, n in (halves or {}).items()]
     commits = sorted({short(run["git_commit"]) for run in runs if run["git_commit"]})
     versions = sorted({"MXNet {mxnet}, Python {python}".format(**run["versions"]) for run in runs if run["versions"]})
-    flags = " ".join(record["flags"])
+    weights = sorted({run["weights"] for run in runs})
+    changes = " ".join("{} {}".format(recipes.flag(name), text) for name, text in record["recipe"].items())
     return [
-        "Data: `--dataset {}`{}.".format(record["dataset"], "; " + ", ".join(counts) if counts else ""),
-        "Recipe: the data set's{}.".format(", with `{}`".format(flags) if flags else ""),
-        "Program: {}.".format("; ".join(versions + (["commit " + ", ".join(commits)] if commits else []))),
+        "- Data: `--dataset {}`{}.".format(record["dataset"], "; " + ", ".join(counts) if counts else ""),
+        "- Recipe: the data set's{}.".format(", with `{}`".format(changes) if changes else ""),
+        "- Weights at the start: {}.".format(", ".join(weights)),
+        "- Program: {}.".format("; ".join(versions + (["commit " + ", ".join(commits)] if commits else []))),
         "",
         "Mean and standard deviation over the seeds, after the last iteration; the last column is of the best of the "
-        "looks at the test half, which flatters. A dash: not known of the paper, or not run here.",
-        "Made by `python -m cgd.tables --render`.",
+        "looks at the test half, which flatters. A dash: not known of the paper, or not run here. Made by `python -m cgd.tables --render`.",
     ]
 
 

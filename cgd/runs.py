@@ -63,9 +63,9 @@ class Study(NamedTuple):
         """The run of a row."""
         base = self.recipe()
         recipe = replace(base, **row.changes)
-        changed = {name: value for name, value in asdict(recipe).items() if value != getattr(base, name)}
-        words = [word for name, value in changed.items() for word in (recipes.flag(name), recipes.text_of(value))]
-        parts = ["{}={}".format(name, recipes.text_of(value)) for name, value in changed.items()]
+        changes = recipes.text_of_changes(base, recipe)
+        words = [word for name, text in changes.items() for word in (recipes.flag(name), text)]
+        parts = ["{}={}".format(*change) for change in changes.items()]
         parts += [flag.lstrip("-") for flag in row.flags]
         folder = self.folder / (",".join(parts) or "recipe") / "seed-{}".format(seed)
         scratch = ("--from-scratch",) if self.dataset == "demo" else ()
@@ -120,9 +120,20 @@ class Job(NamedTuple):
             "best": best["recall"],
             "best_iteration": best["iteration"],
             "data": arguments.get("data"),
+            "weights": weights_of(arguments.get("command", [])),
             "versions": arguments.get("versions"),
             "git_commit": arguments.get("git_commit"),
         }
+
+
+def weights_of(command):
+    """What a run began with, in words, by its command."""
+    words = [part for word in command for part in str(word).split("=", 1)]
+    if "--from-scratch" in words:
+        return "random"
+    if "--backbone-params" in words[:-1]:
+        return Path(words[words.index("--backbone-params") + 1]).name
+    return "the model zoo's"
 
 
 def read_json(file):

@@ -283,7 +283,7 @@ def test_rendered_figures_against_numpy(tmp_path):
     assert "| classification loss alone | - | 0 | - | - | - |" in text
     assert "both > ranking loss alone. Here too, by +9.7 points (p = 0.05)." in text
     assert "Train 70 images of 5 identities, Test 80 images of 6 identities" in text
-    assert "commit 012345678-dirty" in text
+    assert "commit 012345678-dirty" in text and "Weights at the start: the model zoo's." in text
     line = next(line for line in results.digest(record, "all.md").splitlines() if "Table 1" in line)
     assert (
         "both 0.7167 ± 0.0208 · ranking loss alone 0.6200 ± 0.0265 | both > ranking loss alone: holds (p = 0.05)"
@@ -413,6 +413,13 @@ def test_weights_of_each_backbone(tmp_path, monkeypatch, capfd):
     for line in lines:
         options = train.arguments(line.split()[2:])
         assert options.backbone_params == str(tmp_path / (train.recipe_of(options).backbone + ".params"))
+
+
+def test_weights_by_a_runs_command():
+    assert runs.weights_of(["train.py", "--from-scratch"]) == "random"
+    assert runs.weights_of(["train.py", "--backbone-params", "a/b/c.params", "--gpu", "-1"]) == "c.params"
+    assert runs.weights_of(["train.py", "--backbone-params=a/c.params"]) == "c.params"
+    assert runs.weights_of(["train.py"]) == "the model zoo's"
 
 
 @pytest.mark.parametrize("name", ["cub200", "cars196", "sop", "inshop", "demo"])
