@@ -1,15 +1,16 @@
-"""How fast training batches come, by the pictures' size and the number of loader processes.
+"""How fast training batches come, by the pictures' size and the number of loader processes, or of threads.
 
     python benchmarks/loader.py
 
 Each figure is a ratio to the bare decoding of the same files by one core, measured right before it. The
-pictures are drawn.
+pictures are drawn. train.py has processes; Gluon's loader has threads too.
 """
 
 import argparse
 import sys
 import tempfile
 import time
+from itertools import islice, product
 from pathlib import Path
 
 from pipeline import draw
@@ -17,6 +18,9 @@ from pipeline import draw
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cgd import flags, images, machine, samplers  # noqa: E402
+from cgd.environment import mx  # noqa: E402
+
+AHEAD = 2  # batches that Gluon's loader has under way for each worker
 
 
 def decode_rate(records):
@@ -26,15 +30,20 @@ def decode_rate(records):
     return len(records) / (time.time() - start)
 
 
-def loader_rate(records, workers, batches, batch_size):
-    """Images a second, from the first batch on: a training run starts its processes once."""
+def loader_rate(records, workers, threads, batches, batch_size):
+    """Images a second, between two moments with as many batches ahead: a training run starts its processes once."""
     identities = [record.identity for record in records]
-    sampler = samplers.IdentitySampler(identities, batch_size, 4, 0, batches + 1)
+    sampler = samplers.IdentitySampler(identities, batch_size, 4, 0, batches + 1 + AHEAD * workers)
     view = images.TrainingView(records, (224, 224), (252, 252))
-    loaded = images.loader(view, sampler, workers)
+    if threads:
+        load = mx.gluon.data.DataLoader
+        loaded = load(view, batch_sampler=sampler, batchify_fn=images.stack, num_workers=workers, thread_pool=True)
+    else:
+        loaded = images.loader(view, sampler, workers)
+    loaded = iter(loaded)
     next(loaded)
     start = time.time()
-    count = sum(len(identities) for _, identities, _ in loaded)
+    count = sum(len(identities) for _, identities, _ in islice(loaded, batches))
     return count / (time.time() - start)
 
 
@@ -50,12 +59,12 @@ def main():
                 record._replace(identity=number // 4, box=None)
                 for number, record in enumerate(draw(folder, 128, width, height))
             ]
-            for workers in (0, *options.num_workers):
+            for kind, workers in [("processes", 0), *product(["processes", "threads"], options.num_workers)]:
                 bare = decode_rate(records)
-                rate = loader_rate(records, workers, options.batches, options.batch_size)
+                rate = loader_rate(records, workers, kind == "threads", options.batches, options.batch_size)
                 print(
-                    "{} x {}, {} processes: {:6.1f} images/s, {:.2f} of bare decoding by one core ({:.1f})".format(
-                        width, height, workers, rate, rate / bare, bare
+                    "{} x {}, {} {}: {:6.1f} images/s, {:.2f} of bare decoding by one core ({:.1f})".format(
+                        width, height, workers, kind, rate, rate / bare, bare
                     ),
                     flush=True,
                 )

@@ -162,11 +162,11 @@ def loader(view, batches, num_workers, unreadable=None):
     unreadable : what to do about pictures that cannot be read; without it the first is an InputError
     """
     unreadable = unreadable or Unreadable()
-    stack = _stack_shared if num_workers else _stack
+    batchify = stack_shared if num_workers else stack
     # The processes are ended by SIGTERM. A handler that they inherited would wait for what they are in the middle of,
     # which may never end, as when they wait for one another.
     handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    data = mx.gluon.data.DataLoader(view, batch_sampler=batches, batchify_fn=stack, num_workers=num_workers)
+    data = mx.gluon.data.DataLoader(view, batch_sampler=batches, batchify_fn=batchify, num_workers=num_workers)
     signal.signal(signal.SIGTERM, handler)
     for pictures, identities, reasons in data:
         for reason in filter(None, reasons):
@@ -179,13 +179,13 @@ def test_batches(count, batch_size):
     return [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
 
 
-def _stack(samples):
+def stack(samples):
     pictures, identities, reasons = zip(*samples)
     return mx.nd.array(np.stack(pictures), dtype="uint8"), np.array(identities), reasons
 
 
-def _stack_shared(samples):
-    """As `_stack`, in memory that the main process sees too: nothing is copied between the processes."""
+def stack_shared(samples):
+    """As `stack`, in memory that the main process sees too: nothing is copied between the processes."""
     pictures, identities, reasons = zip(*samples)
     shared = mx.nd.array(np.stack(pictures), dtype="uint8", ctx=mx.Context("cpu_shared", 0))
     return shared, np.array(identities), reasons

@@ -154,7 +154,8 @@ def _heading(record):
         "- Program: {}.".format("; ".join(versions + (["commit " + ", ".join(commits)] if commits else []))),
         "",
         "Mean and standard deviation over the seeds, after the last iteration; the last column is of the best of the "
-        "looks at the test half, which flatters. A dash: not known of the paper, or not run here. Made by `python -m cgd.tables --render`.",
+        "looks at the test half, which flatters. A dash: not known of the paper, or not run here.",
+        "Made by `python -m cgd.tables --render`.",
     ]
 
 
