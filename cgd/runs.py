@@ -23,6 +23,7 @@ from typing import NamedTuple, Tuple
 from cgd import paper, recipes
 from cgd.errors import InputError, Parser
 from cgd.files import replacing
+from cgd.machine import usable_cores
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 
@@ -199,6 +200,8 @@ class Runner:
 
     def __init__(self, jobs, gpus):
         self.jobs, self.gpus = jobs, gpus
+        # Runs that share cores must not each take all: their threads wait for one another without sleeping.
+        self.threads = max(1, usable_cores() // max(1, sum(gpu < 0 for gpu in gpus)))
         self.processes, self.failed, self.stopping = {}, [], threading.Event()
 
     def run(self):
@@ -239,6 +242,7 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                env=dict({"OMP_NUM_THREADS": str(self.threads)}, **os.environ),
                 pass_fds=[claim.fileno()],
                 start_new_session=True,  # Ctrl-C reaches it once, by `run`
             )
