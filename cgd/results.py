@@ -141,8 +141,8 @@ def markdown(record):
 def _heading(record):
     """Which data, which recipe, which program."""
     runs = [run for table in record["tables"].values() for row in table["rows"] for run in row["runs"]]
-    halves = next((run["data"] for run in runs if run["data"]), None)
-    counts = ["{} {:,} images of {:,} identities".format(half, n[1], n[0]) for half, n in (halves or {}).items()]
+    halves = next((run["data"] for run in runs if run["data"]), None) or {}
+    counts = ["{} {:,} images of {:,} identities".format(half.lower(), n[1], n[0]) for half, n in halves.items()]
     commits = sorted({short(run["git_commit"]) for run in runs if run["git_commit"]})
     versions = sorted({"MXNet {mxnet}, Python {python}".format(**run["versions"]) for run in runs if run["versions"]})
     weights = sorted({run["weights"] for run in runs})

@@ -168,7 +168,7 @@ def data_of(study):
         counts, found = datasets.counts(datasets.load(study.dataset, *files)), "found"
     except InputError as error:
         counts, found = source.counts or {}, "missing: {}".format(error)
-    halves = ", ".join("{} {:,} images of {:,}".format(half, n[1], n[0]) for half, n in counts.items())
+    halves = ", ".join("{} {:,} images of {:,}".format(half.lower(), n[1], n[0]) for half, n in counts.items())
     tested = sum(images for half, (_, images) in counts.items() if half.lower() != "train")
     return "data: {} ({}), {}".format(study.dataset, halves or "not known", found), tested
 

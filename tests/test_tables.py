@@ -283,7 +283,7 @@ def test_rendered_figures_against_numpy(tmp_path):
     assert "| both | - | 3 | 0.7167 ± 0.0208 | 0.8167 ± 0.0208 | 0.7217 ± 0.0208 |" in text
     assert "| classification loss alone | - | 0 | - | - | - |" in text
     assert "both > ranking loss alone. Here too, by +9.7 points (p = 0.05)." in text
-    assert "Train 70 images of 5 identities, Test 80 images of 6 identities" in text
+    assert "train 70 images of 5 identities, test 80 images of 6 identities" in text
     assert "commit 012345678-dirty" in text and "Weights at the start: the model zoo's." in text
     line = next(line for line in results.digest(record, "all.md").splitlines() if "Table 1" in line)
     assert (
@@ -354,7 +354,7 @@ def test_list_shows_rows_data_and_times(small_study, monkeypatch, capfd):
     monkeypatch.setattr(rates, "measure", lambda recipe, device: rates.Rates(3.2, 16.0))
     tables.main()
     told = capfd.readouterr().out
-    assert "data: demo (Train 32 images of 8, Test 32 images of 8), found" in told
+    assert "data: demo (train 32 images of 8, test 32 images of 8), found" in told
     for name in ("1", "backbones"):
         for row in paper.TABLES[name].rows:
             assert "    {:<26} ".format(row.name) in told
