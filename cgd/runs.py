@@ -94,9 +94,11 @@ class Job(NamedTuple):
         """ "missing", "begun" or "finished". Raises InputError when the folder holds a run of another recipe."""
         if not (self.folder / "log.jsonl").exists():
             return "missing"
-        given = read_json(self.folder / "arguments.json").get("recipe", {})
-        wanted = json.loads(json.dumps(asdict(self.recipe)))
-        differ = [name for name in wanted if given.get(name, wanted[name]) != wanted[name]]
+        wanted, usual = (json.loads(json.dumps(asdict(recipe))) for recipe in (self.recipe, recipes.Recipe()))
+        given = dict(
+            usual, **read_json(self.folder / "arguments.json").get("recipe", {})
+        )  # it may be of an older program
+        differ = [name for name in wanted if given[name] != wanted[name]]
         if differ:
             raise InputError(
                 "{}: a run with {} {}, and {} is wanted now; choose another --name".format(

@@ -217,6 +217,19 @@ def test_a_folder_with_another_recipe_is_left_alone(tmp_path):
         job.state()
 
 
+def test_a_run_of_a_program_that_lacked_a_field_had_its_default(tmp_path):
+    study = runs.Study(tmp_path, "cub200")
+    trained, frozen = (study.job(row, 0) for row in paper.TABLES["batchnorm"].rows)
+    for job in (trained, frozen):
+        pretend(job, recalls(0.5))
+        record = json.loads((job.folder / "arguments.json").read_text())
+        del record["recipe"]["freeze_batch_norm"]
+        (job.folder / "arguments.json").write_text(json.dumps(record))
+    assert trained.state() == "finished"
+    with pytest.raises(InputError, match="a run with --freeze-batch-norm False, and True is wanted"):
+        frozen.state()
+
+
 def test_a_study_keeps_its_setting(tmp_path):
     study = runs.open_study(tmp_path / "a", "demo", ["--iterations", "5", "--num-workers", "1"])
     runs.keep_setting(study)
