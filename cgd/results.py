@@ -133,8 +133,9 @@ def markdown(record):
     for table in record["tables"].values():
         lines += ["## {}".format(table["title"]), ""]
         lines += _grid(table["rows"], record["ranks"])
-        lines += ["", *filter(None, [table["note"]]), *map(_sentence, table["order"])]
-        lines += [""] if lines[-1] else []
+        for paragraph in [table["note"], *map(_sentence, table["order"])]:
+            lines += ["", paragraph] if paragraph else []
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -190,7 +191,7 @@ def _spread(pair):
 
 def _sentence(step):
     """One step of the paper's order, in words."""
-    text = "\nThe paper: {better} > {worse}. Here {agreement}, by {points:+.1f} points".format(
+    text = "The paper: {better} > {worse}. Here {agreement}, by {points:+.1f} points".format(
         agreement="too" if step["holds"] else "not", points=100 * step["difference"], **step
     )
     return "{} ({}).".format(text, _certainty(step))
@@ -224,7 +225,7 @@ def write(record, folder):
     """Writes NAME.md and NAME.json into a folder, and returns the former's path."""
     file = folder / (record["name"] + ".md")
     with replacing(file) as part:
-        part.write_text(markdown(record) + "\n")
+        part.write_text(markdown(record))
     with replacing(file.with_suffix(".json")) as part:
         part.write_text(json.dumps(record, indent=1) + "\n")
     return file

@@ -342,7 +342,7 @@ def test_render_and_plot_from_the_command_line(tmp_path, monkeypatch, capfd):
     tables.main()
     record = json.loads((tmp_path / "out" / "cub200.json").read_text())
     assert record == results.collect(study)
-    assert (tmp_path / "out" / "cub200.md").read_text() == results.markdown(record) + "\n"
+    assert (tmp_path / "out" / "cub200.md").read_text() == results.markdown(record)
     text = results.digest(record, tmp_path / "out" / "cub200.md")
     assert readme.read_text() == "before\n" + marks.format(text + "\n")
     for name in ("configurations", "dimensions"):
