@@ -86,7 +86,7 @@ def read_or_refused(read, file, data):
 def lines_of(data):
     """{line number: line} of the lines that are not blank, less a byte order mark."""
     text = data.decode("utf-8")
-    lines = text[text.startswith("\ufeff") :].split("\n")
+    lines = re.split("\r\n|\r|\n", text[text.startswith("\ufeff") :])
     return {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()}
 
 
