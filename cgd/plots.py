@@ -48,7 +48,7 @@ def dimensions(record, file):
     axes.set_xlabel("length of the descriptor")
     axes.set_ylabel("recall in %")
     axes.set_title("lengths of the descriptor on {}".format(record["name"]))
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     axes.grid(alpha=0.3)
     with replacing(file) as part:
         figure.savefig(str(part))

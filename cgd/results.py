@@ -205,15 +205,22 @@ def _certainty(step):
 
 def digest(record, link):
     """What README shows: one line a table."""
-    lines = ["| {} | R@{} after the last iteration, best first | the paper's order |".format("", record["ranks"][0])]
+    lines = [
+        "| {} | R@{} after the last iteration, best first | the paper's order (p from three seeds on) |".format(
+            "", record["ranks"][0]
+        )
+    ]
     lines.append("|---|---|---|")
     for table in record["tables"].values():
         run = [row for row in table["rows"] if row["runs"]]
         run.sort(key=lambda row: -statistics.mean(first_rank(row)))
         figures = " · ".join("{} {}".format(row["name"], _spread(row["last"][record["ranks"][0]])) for row in run)
         steps = " · ".join(
-            "{} > {}: {} ({})".format(
-                step["better"], step["worse"], "holds" if step["holds"] else "does not hold", _certainty(step)
+            "{} > {}: {}{}".format(
+                step["better"],
+                step["worse"],
+                "holds" if step["holds"] else "does not hold",
+                "" if step["p"] is None else " ({})".format(_certainty(step)),
             )
             for step in table["order"]
         )
