@@ -235,3 +235,20 @@ def test_several_devices_go_on_alike(small_demo, tmp_path):
         # Batch norm's running statistics are kept of the first device alone, which evaluates.
         for device in devices if "running" not in name else devices[:1]:
             np.testing.assert_array_equal(parameter.data(device).asnumpy(), expected.data(device).asnumpy(), name)
+
+
+def test_a_stop_in_the_last_evaluation_leaves_no_earlier_recall(small_demo, tmp_path, monkeypatch):
+    run = make(small_demo, tmp_path)
+    usual = run.evaluate
+
+    def evaluate(log):
+        if run.iteration == run.recipe.iterations:
+            raise KeyboardInterrupt
+        usual(log)
+
+    monkeypatch.setattr(run, "evaluate", evaluate)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    last, best = (checkpoints.Checkpoint(tmp_path / name).description for name in ("last", "best"))
+    assert (last["iteration"], last["recall"]) == (4, None)
+    assert best["iteration"] == 2 and set(best["recall"]) == {"1", "2", "4", "8"}
