@@ -95,9 +95,8 @@ class Job(NamedTuple):
         if not (self.folder / "log.jsonl").exists():
             return "missing"
         wanted, usual = (json.loads(json.dumps(asdict(recipe))) for recipe in (self.recipe, recipes.Recipe()))
-        given = dict(
-            usual, **read_json(self.folder / "arguments.json").get("recipe", {})
-        )  # it may be of an older program
+        # A program that lacked a field did what its default does.
+        given = dict(usual, **read_json(self.folder / "arguments.json").get("recipe", {}))
         differ = [name for name in wanted if given[name] != wanted[name]]
         if differ:
             raise InputError(
