@@ -16,7 +16,7 @@ import train
 from cgd import birds, curves, datasets, paper, plots, rates, recipes, results, runs, tables
 from cgd.environment import mx
 from cgd.errors import InputError
-from conftest import ROOT, children_of, command, command_here, wait_until
+from conftest import ROOT, children_of, command, command_here, running, wait_until
 
 # Small enough for any network of any row; the changes of a row win over them.
 SMALL = ["--backbone", "mobilenetv2_0.25", "--num-workers", "0", "--eval-every", "2"]
@@ -194,6 +194,25 @@ def test_a_broken_run_goes_on(small_study, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("end    ") == 1 and first.state() == "finished"
     assert "from iteration" in (first.folder / "output.txt").read_text()
+
+
+def test_a_run_whose_starter_was_killed_is_not_begun_beside_it(small_study, tmp_path):
+    study = small_study._replace(folder=tmp_path / "orphan", flags=(*small_study.flags, "--iterations", "1000000"))
+    words = [*words_of(study, "--table", "4", "--gpus", "-1", "--", *study.flags)]
+    starter = subprocess.Popen([sys.executable, *map(str, words)], cwd=str(ROOT), stdout=subprocess.DEVNULL)
+    folder = study.job(paper.TABLES["4"].rows[0], 0).folder
+    assert wait_until((folder / "arguments.json").exists, 60)
+    (trainer,) = children_of(starter.pid)
+    starter.kill()
+    starter.wait()
+    try:
+        with runs.claimed(folder) as claim:
+            assert claim is None and running(trainer)
+    finally:
+        os.kill(trainer, signal.SIGKILL)
+    assert wait_until(lambda: not running(trainer))
+    with runs.claimed(folder) as claim:
+        assert claim
 
 
 def test_a_claim_lasts_as_long_as_whoever_inherited_it(tmp_path):
