@@ -7,6 +7,7 @@ from cgd.backbones import children, convolutions
 from cgd.environment import mx
 from cgd.errors import InputError
 from cgd.parameters import read_arrays
+from cgd.recipes import check_branches
 
 nn, model_store = mx.gluon.nn, mx.gluon.model_zoo.model_store
 
@@ -131,7 +132,7 @@ class CGD(nn.HybridBlock):
         keep_stride=False,
     ):
         super().__init__(prefix=HEAD_PREFIX)
-        check_config(config, dim, combine, combination)
+        check_branches(config, dim, combine, combination)
         given = locals()
         self.options = {name: given[name] for name in OPTIONS}
         self.combination, self.combine = combination, combine
@@ -177,18 +178,6 @@ class CGD(nn.HybridBlock):
         for norm in children(self.features, nn.BatchNorm):
             norm._kwargs["use_global_stats"] = True
             norm.gamma.grad_req = norm.beta.grad_req = "null"
-
-
-def check_config(config, dim, combine="concat", combination="CGD"):
-    """Raises InputError unless `config` names descriptors, each once, that can share `dim`."""
-    if not config or set(config) - set("SMG") or len(set(config)) != len(config):
-        raise InputError("configuration {!r}: expected letters of S, M and G, each at most once".format(config))
-    if combine not in ("concat", "sum"):
-        raise InputError("combine {!r}: expected 'concat' or 'sum'".format(combine))
-    if combination not in ("CGD", "A", "B"):
-        raise InputError("combination {!r}: expected 'CGD', 'A' or 'B'".format(combination))
-    if dim < 1 or (combine == "concat" and combination != "B" and dim % len(config)):
-        raise InputError("dim {}: expected a positive multiple of {} for {!r}".format(dim, len(config), config))
 
 
 def _unit(F, x):

@@ -10,6 +10,11 @@ from cgd.errors import InputError
 from cgd.files import replacing
 
 LEVEL = 0.05  # of significance
+SCORES = (
+    "Mean and standard deviation over the seeds, after the last iteration; the last column is of the best of the looks "
+    "at the test half, which flatters. A dash: not known of the paper, or not run here."
+)
+MADE = "Made by `python -m cgd.tables --render`."
 MOST_DEALS = 200000  # beyond, the permutation test looks at a sample
 
 
@@ -154,9 +159,8 @@ def _heading(record):
         "- Weights at the start: {}.".format(", ".join(weights)),
         "- Program: {}.".format("; ".join(versions + (["commit " + ", ".join(commits)] if commits else []))),
         "",
-        "Mean and standard deviation over the seeds, after the last iteration; the last column is of the best of the "
-        "looks at the test half, which flatters. A dash: not known of the paper, or not run here.",
-        "Made by `python -m cgd.tables --render`.",
+        SCORES,
+        MADE,
     ]
 
 
@@ -175,6 +179,10 @@ def _grid(rows, ranks):
         known = [_figure((row["paper"] or {}).get(k)) for k in ranks[: len(papers)]]
         own = [_spread(row["last"].get(k)) for k in ranks] + [_spread(row["best"].get(ranks[0]))]
         lines.append([row["name"], *known, str(len(row["runs"])), *own])
+    return _markdown(lines)
+
+
+def _markdown(lines):
     return ["| {} |".format(" | ".join(line)) for line in lines]
 
 
@@ -228,11 +236,35 @@ def digest(record, link):
     return "\n".join([*lines, "", "All of it: [{0}]({0}).".format(link)])
 
 
-def write(record, folder):
+def main_rows(records):
+    """The main table's rows of several studies, as JSON: each of the paper's data sets has a row of its own."""
+    return [
+        dict(row, study=record["name"], ranks=record["ranks"])
+        for record in records
+        if record["dataset"] in paper.PAPERS_SETS and "main" in record["tables"]
+        for row in record["tables"]["main"]["rows"]
+        if row["runs"]
+    ]
+
+
+def main_table(rows):
+    """The main table over data sets, each at its own ranks."""
+    lines = [["study", "row", "seeds", "K", "R@K here", "R@K in the paper", "best R@1 here"]]
+    lines.append(["---"] * len(lines[0]))
+    for row in rows:
+        here = ", ".join(_spread(row["last"].get(k)) for k in row["ranks"])
+        known = ", ".join(_figure(value) for value in (row["paper"] or {}).values()) or "-"
+        best = _spread(row["best"].get(row["ranks"][0]))
+        lines.append([row["study"], row["name"], str(len(row["runs"])), ", ".join(row["ranks"]), here, known, best])
+    table = paper.TABLES["main"]
+    return "\n".join(["# {}".format(table.title), "", *_markdown(lines), "", table.note, "", SCORES, MADE, ""])
+
+
+def write(name, text, record, folder):
     """Writes NAME.md and NAME.json into a folder, and returns the former's path."""
-    file = folder / (record["name"] + ".md")
+    file = folder / (name + ".md")
     with replacing(file) as part:
-        part.write_text(markdown(record))
+        part.write_text(text)
     with replacing(file.with_suffix(".json")) as part:
         part.write_text(json.dumps(record, indent=1) + "\n")
     return file

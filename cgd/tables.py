@@ -15,7 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from cgd import datasets, errors, flags, paper, plots, results, runs
+from cgd import datasets, errors, flags, paper, plots, recipes, results, runs
 from cgd.errors import InputError
 
 
@@ -104,10 +104,19 @@ def jobs_of(options):
                     raise InputError("--table {}: compares crops, and {} has no boxes".format(name, study.dataset))
                 for row in rows:
                     job = with_weights(study.job(row, seed), options.weights)
+                    check(job.recipe, name, row)
                     jobs[job.folder] = job
         if not options.dry_run:
             runs.keep_setting(study)
     return list(jobs.values())
+
+
+def check(recipe, name, row):
+    """Raises InputError for a row that cannot be trained, now and not after a night of other runs."""
+    try:
+        recipes.check_branches(recipe.config, recipe.dim, recipe.combine, recipe.combination)
+    except InputError as error:
+        raise InputError("--table {}, row {}: {}; all runs have the flags after --".format(name, row.name, error))
 
 
 def with_weights(job, folder):
@@ -192,22 +201,32 @@ def finished_studies(options):
 def render(options):
     """Writes tables and plots of what is finished."""
     names = names_of(options) if options.table else None
-    studies = finished_studies(options)
-    if not studies:
-        raise InputError("{}: no studies there yet; --table runs one".format(options.output_dir))
-    for study in studies:
+    records = []
+    for study in finished_studies(options):
         record = results.collect(study, names)
-        if not any(row["runs"] for table in record["tables"].values() for row in table["rows"]):
-            raise InputError("{}: no finished runs".format(study.folder))
-        folder = options.results or study.folder
+        if any(row["runs"] for table in record["tables"].values() for row in table["rows"]):
+            records.append(record)
+        else:
+            print("{}: no finished runs".format(study.folder), file=sys.stderr)
+    if not records:
+        raise InputError("{}: nothing finished there yet; --table runs one".format(options.output_dir))
+    for record in records:
+        folder = options.results or options.output_dir / record["name"]
         if options.render:
-            file = results.write(record, folder)
-            print("wrote {} and {}".format(file, file.with_suffix(".json").name))
+            file = wrote(results.write(record["name"], results.markdown(record), record, folder))
             if options.readme:
                 results.fill_in(options.readme, record["name"], results.digest(record, file))
         if options.plot:
             for file in plots.draw(record, folder):
-                print("wrote {}".format(file))
+                wrote(file)
+    rows = results.main_rows(records)
+    if options.render and len(rows) > 1:
+        wrote(results.write("main-table", results.main_table(rows), rows, options.results or options.output_dir))
+
+
+def wrote(file):
+    print("wrote {}".format(file))
+    return file
 
 
 def main():

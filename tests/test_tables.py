@@ -377,6 +377,25 @@ def test_render_and_plot_from_the_command_line(tmp_path, monkeypatch, capfd):
     assert readme.read_text() == "no marks"
 
 
+def test_the_main_table_of_several_data_sets(tmp_path, monkeypatch, capfd):
+    for dataset, name, firsts in (("cub200", "MG, as on CUB200", [0.25, 0.75]), ("sop", "SG, as on SOP", [0.5])):
+        runs.keep_setting(study_with(tmp_path, "main", {name: firsts}, dataset))
+    runs.keep_setting(runs.Study(tmp_path / "cars196", "cars196"))  # nothing finished: the others are rendered
+    monkeypatch.setattr(sys, "argv", ["tables", "--output-dir", str(tmp_path), "--render"])
+    tables.main()
+    assert "cars196: no finished runs" in capfd.readouterr().err
+    text = (tmp_path / "main-table.md").read_text()
+    spread = "± {:.4f}".format(np.std([0.25, 0.75], ddof=1))
+    expected = (
+        "| cub200 | MG, as on CUB200 | 2 | 1, 2 | 0.5000 {0}, 0.6000 {0} | 0.7681, 0.8484, 0.9060, 0.9433 | 0.5050"
+    )
+    assert expected.format(spread) in text
+    assert "| sop | SG, as on SOP | 1 | 1, 2 | 0.5000, 0.6000 | - | 0.5050 |" in text
+    rows = json.loads((tmp_path / "main-table.json").read_text())
+    assert [(row["study"], len(row["runs"])) for row in rows] == [("cub200", 2), ("sop", 1)]
+    assert (tmp_path / "sop" / "sop.md").exists()
+
+
 def test_plot_without_matplotlib_is_one_line(tmp_path, monkeypatch):
     study = study_with(tmp_path, "dimensions", {"96": [0.5], "384": [0.7]})
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -429,7 +448,8 @@ def test_measured_rates_are_of_this_network():
         (["--table", "1", "--seeds", "0"], "expected a whole number from 1"),
         (["--table", "1", "--dry-run", "--", "--lr", "fast"], "--lr fast: not a number"),
         (["--table", "1", "--dry-run", "--weights", "nowhere"], "--weights nowhere: expected resnet50_v1.params there"),
-        (["--render", "--output-dir", "nowhere"], "nowhere: no studies there yet"),
+        (["--table", "all", "--dataset", "demo", "--dry-run"], "--table configurations, row SMG: dim 128: expected a"),
+        (["--render", "--output-dir", "nowhere"], "nowhere: nothing finished there yet"),
     ],
 )
 def test_bad_words_are_one_line(words, expected, monkeypatch):
