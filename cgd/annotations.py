@@ -5,10 +5,10 @@ a byte order mark, blank lines, several blanks between columns.
 """
 
 import re
-import warnings
 from pathlib import Path
 
 from cgd.errors import InputError
+from cgd.matlab import read_structs
 
 MOST_PIXELS = 10**6  # a side beyond this is no picture's: a slipped column or a lost decimal point
 EXTRA_COLUMNS = {"view_id", "super_class_id"}  # known columns of other lists, not needed here
@@ -102,25 +102,11 @@ def read_cars(file, path_field):
     number : the annotation's, from 1, where text files have the line's
     box : (x1, y1, x2 - x1, y2 - y1), which is how the lists of the authors' later code turn corners into sizes
     """
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise InputError("{}: reading MATLAB files needs scipy: pip install scipy".format(file))
     must_be_file(file)
     fields = [path_field, "class", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2"]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # "returned data may be corrupt" is one
-            annotations = loadmat(str(file), variable_names=["annotations"])["annotations"].ravel()
-        columns = [annotations[field].tolist() for field in fields]
-    except Exception as error:  # scipy has no error of its own for a file that is broken: anything may come
-        raise InputError(
-            "{}: expected a MATLAB file with `annotations` that have {} ({}: {}); is it whole? The test annotations "
-            "must be the ones with labels".format(file, ", ".join(fields), type(error).__name__, error)
-        )
     rows = []
-    for number, values in enumerate(zip(*columns), 1):
-        path, label, *corners = [_only(value, file, number) for value in values]
+    for number, values in enumerate(read_structs(file, "annotations", fields), 1):
+        path, label, *corners = [_only(field, file, number) for field in values]
         if not isinstance(path, str):
             raise InputError("{}:{}: expected a file's name, found {!r}".format(file, number, path))
         label, x1, y1, x2, y2 = (_whole_value(value, file, number) for value in (label, *corners))
@@ -190,11 +176,10 @@ def _pixels(word, file, number):
     return int(float(word))
 
 
-def _only(value, file, number):
-    """The one value in what scipy gives for a field: an array of one number, or of one text."""
-    if getattr(value, "size", 0) != 1:
+def _only(values, file, number):
+    if len(values) != 1:
         raise InputError("{}:{}: expected one value in each field".format(file, number))
-    return value.item()
+    return values[0]
 
 
 def _whole_value(value, file, number):

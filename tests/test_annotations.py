@@ -189,7 +189,18 @@ def test_a_matlab_file_without_what_is_needed_is_named(tmp_path):
         annotations.read_cars(tmp_path / "nowhere.mat", "fname")
 
 
+def test_a_matlab_file_that_crashes_scipy_is_named(tmp_path):
+    file = annotations_file(tmp_path, [("a.jpg", 1, 1, 2, 2, 1)])
+    data = bytearray(file.read_bytes())
+    assert data[-16:] == b"\x0c\0\0\0\x08\0\0\0\x01" + bytes(7)  # the last number: its type, its bytes, the 1
+    data[-16] = 112  # no type
+    file.write_bytes(data)
+    with pytest.raises(InputError, match="annos.mat: .*is it whole"):
+        annotations.read_cars(file, "relative_im_path")
+
+
 def test_without_scipy_its_install_line_is_told(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    (tmp_path / "annos.mat").touch()
     with pytest.raises(InputError, match="annos.mat: .*pip install scipy"):
         annotations.read_cars(tmp_path / "annos.mat", "fname")

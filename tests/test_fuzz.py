@@ -5,6 +5,7 @@ The oracles are plain regular expressions, line by line, that know nothing of th
 
 import json
 import re
+from random import Random
 
 import pytest
 
@@ -24,15 +25,22 @@ WORDS = (
     + ["", " ", "\t", "\n", "\r\n", "\0", "\ufeff"]
 )
 
-EDITS = st.lists(
-    st.tuples(
-        st.sampled_from(["byte", "cut", "insert", "end", "line twice", "line away", "lines swapped", "word"]),
-        st.floats(0, 1),
-        st.one_of(st.binary(min_size=1, max_size=4), st.sampled_from([word.encode() for word in WORDS])),
-    ),
-    min_size=1,
-    max_size=4,
-)
+KINDS = ["byte", "cut", "insert", "end", "line twice", "line away", "lines swapped", "word"]
+
+
+def edits_of(seed):
+    """1 to 4 edits: what is done, where, and with which bytes. By a number, for hypothesis is slow at so many draws."""
+    random = Random(seed)
+    return [(random.choice(KINDS), random.random(), bytes_of(random)) for _ in range(random.randint(1, 4))]
+
+
+def bytes_of(random):
+    if random.random() < 0.5:
+        return random.choice(WORDS).encode()
+    return bytes(random.choices(range(256), k=random.randint(1, 4)))
+
+
+EDITS = st.integers(0, 2**64 - 1).map(edits_of)
 
 
 def mangled(data, edits):
@@ -179,7 +187,7 @@ def cars(tmp_path_factory):
     return folder, data
 
 
-@fuzz(800)
+@fuzz(30)  # each starts a process
 def test_matlab_files(cars, edits):
     folder, data = cars
     rows = read_or_refused(
