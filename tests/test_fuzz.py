@@ -119,9 +119,10 @@ def test_boxes(tmp_path, edits):
     boxes = read_or_refused(annotations.read_boxes, tmp_path / "bbox.txt", data)
     if boxes is None:
         return
-    number = r"\s+([-+]?[0-9]+)(?:\.[0-9]*)?"
+    number = r"\s+([-+]?[0-9]+(?:\.[0-9]*)?)"
     rows = [re.fullmatch(r"([0-9]+)" + number * 4, line).groups() for line in lines_of(data).values()]
-    assert boxes == {int(row[0]): tuple(map(int, row[1:])) for row in rows} and len(boxes) == len(rows)
+    expected = {int(row[0]): tuple(int(float(word)) for word in row[1:]) for row in rows}
+    assert boxes == expected and len(boxes) == len(rows)
     assert all(min(box[:2]) >= 0 and min(box[2:]) > 0 for box in boxes.values())
 
 
