@@ -155,6 +155,12 @@ def server():
 # --- The script in a folder of its own
 
 
+def heed_stops():
+    """Under nohup, or in the background of a script, the tests' processes would inherit that these are ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Project:
     """A copy of the script, its table replaced by one row a file, and a PATH with little but `fetcher` on it."""
 
@@ -195,6 +201,7 @@ class Project:
             stderr=subprocess.PIPE,
             universal_newlines=True,
             start_new_session=True,
+            preexec_fn=heed_stops,
         )
 
     def run(self, *names, **options):
