@@ -1,4 +1,4 @@
-"""Reads a struct array of a MATLAB file in a process of its own: scipy's reader crashes on some broken files.
+"""Reads Cars196's MATLAB files in a process of its own: scipy's reader crashes on some broken files.
 
 python -m cgd.matlab FILE VARIABLE FIELD ...    prints [[the values of a field, for each field], for each element]
 """

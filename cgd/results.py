@@ -10,12 +10,12 @@ from cgd.errors import InputError
 from cgd.files import replacing
 
 LEVEL = 0.05  # of significance
+MOST_DEALS = 200000  # beyond, the permutation test looks at a sample
 SCORES = (
     "Mean and standard deviation over the seeds, after the last iteration; the last column is of the best of the looks "
     "at the test half, which flatters. A dash: not known of the paper, or not run here."
 )
 MADE = "Made by `python -m cgd.tables --render`."
-MOST_DEALS = 200000  # beyond, the permutation test looks at a sample
 
 
 def seeds_of(study, row):
@@ -214,11 +214,13 @@ def _certainty(step):
 def digest(record, link):
     """What README shows: one line a table."""
     lines = [
-        "| {} | R@{} after the last iteration, best first | the paper's order (p from three seeds on) |".format(
-            "", record["ranks"][0]
-        )
+        [
+            "",
+            "R@{} after the last iteration, best first".format(record["ranks"][0]),
+            "the paper's order (p from three seeds on)",
+        ],
+        ["---"] * 3,
     ]
-    lines.append("|---|---|---|")
     for table in record["tables"].values():
         run = [row for row in table["rows"] if row["runs"]]
         run.sort(key=lambda row: -statistics.mean(first_rank(row)))
@@ -232,8 +234,8 @@ def digest(record, link):
             )
             for step in table["order"]
         )
-        lines.append("| {} | {} | {} |".format(table["title"], figures, steps or "-"))
-    return "\n".join([*lines, "", "All of it: [{0}]({0}).".format(link)])
+        lines.append([table["title"], figures, steps or "-"])
+    return "\n".join([*_markdown(lines), "", "All of it: [{0}]({0}).".format(link)])
 
 
 def main_rows(records):
