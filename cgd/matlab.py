@@ -7,7 +7,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 from cgd.errors import InputError
@@ -35,7 +34,6 @@ def main():
     from scipy.io import loadmat
 
     file, variable, *fields = sys.argv[1:]
-    warnings.simplefilter("error")  # "returned data may be corrupt" is one
     structs = loadmat(file, variable_names=[variable])[variable].ravel()
     columns = [[value.ravel().tolist() for value in structs[field]] for field in fields]
     json.dump(list(zip(*columns)), sys.stdout)
