@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-from cgd import environment, errors, evaluator, files, flags, images
+from cgd import environment, errors, evaluator, files, flags, loader
 from cgd.checkpoints import Checkpoint
 from cgd.errors import InputError
 
@@ -24,6 +24,7 @@ def arguments():
     flags.add_data_flags(parser, "the checkpoint's own, else cub200")
     add("--image-width", type=flags.whole(1), help="default: the checkpoint's, 224 for the released one")
     add("--image-height", type=flags.whole(1), help="default: the checkpoint's, 224 for the released one")
+    add("--gpu", type=int, default=0, help="number of the GPU; -1 for the CPU (default: 0)")
     add("--batch-size", type=flags.whole(1), default=32, help="images a step (default: 32)")
     add("--save-embeddings", metavar="FILE.npz", help="keep descriptors, identities, ids and paths")
     add("--results", metavar="FILE.json", help="keep the figures")
@@ -64,12 +65,11 @@ def main():
     cropped = dataset.test[0].box is not None
     warn_of_another_crop(cropped, description)
     preparation = evaluator.Preparation(image_size(options, description), description["mean"], description["std"])
+    unreadable = loader.Unreadable(options.skip_unreadable)
+    evaluate = evaluator.Evaluator(dataset, preparation, options.batch_size, options.num_workers, unreadable)
     ctx = environment.context(options.gpu)
-    unreadable = images.Unreadable(options.skip_unreadable)
-
-    result = evaluator.evaluate(
-        checkpoint.graph(ctx), dataset, preparation, ctx, options.batch_size, options.num_workers, unreadable
-    )
+    with environment.memory_for("try --batch-size {}".format(max(1, options.batch_size // 2))):
+        result = evaluate(checkpoint.graph(ctx), ctx)
     print(
         "{:.1f} images/s, search {:.2f} s, {} pictures{}".format(
             result.images_per_second,

@@ -10,55 +10,107 @@ of its own: log.jsonl, arguments.json, state.npz for --resume, and the checkpoin
 `last`, for test.py.
 """
 
+import argparse
 import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from cgd import cluster, curves, datasets, environment, errors, flags, images, model, recipes, trainer
+from cgd import cluster, curves, datasets, environment, errors, flags, loader, model, recipes, trainer
 from cgd.checkpoints import Checkpoint
 from cgd.errors import InputError
 from cgd.files import replacing
 
 KVSTORE = "dist_sync or dist_async: train on several machines, as the variables DMLC_* say (README)"
-SAVE_EVERY = "iterations between saves of what --resume needs; 0: at evaluations and the end only (default: 100)"
+SAVE_EVERY = "iterations between saves of what --resume needs; 0: at evaluations and the end only (default: 10 minutes)"
+RESUME = "resume a run that was stopped; flags for devices, workers, paths and more --iterations may be given with it"
+
+# What a checkpoint to train on from decides: its network, and how its pictures are made ready.
+INHERITED = (*model.OPTIONS, "image_width", "image_height", "mean", "std")
+
+
+def gpus(text):
+    """ "0,1" -> [0, 1]."""
+    try:
+        numbers = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError("expected numbers, as in 0,1,2,3, found {!r}".format(text))
+    if len(set(numbers)) != len(numbers):
+        raise argparse.ArgumentTypeError("expected each number once, found {!r}".format(text))
+    return numbers
 
 
 def arguments(words):
     parser = errors.Parser(description="Train CGD.")
     add = parser.add_argument
     flags.add_data_flags(parser, "cub200")
-    add("--backbone-params", metavar="FILE", help="ImageNet weights (default: Gluon's model zoo)")
-    add("--from-scratch", action="store_true", help="random weights")
-    add("--pretrained-model", metavar="PREFIX", help="train on from this checkpoint, its kind of network included")
+    help_ = "number of the GPU; several, as in 0,1, share each batch; -1 for the CPU (default: 0)"
+    add("--gpu", "--gpus", type=gpus, default=[0], metavar="N,...", help=help_)
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--backbone-params", metavar="FILE", help="ImageNet weights (default: Gluon's model zoo)")
+    start.add_argument("--from-scratch", action="store_true", help="random weights")
+    help_ = "train on from this checkpoint: its network, image size, mean and std are the defaults"
+    start.add_argument("--pretrained-model", metavar="PREFIX", help=help_)
     add("--seed", type=int, default=0, help="of the weights, the batches and the augmentation (default: 0)")
-    add("--gpus", metavar="N,N,...", help="several GPUs, which share each batch, in the place of --gpu")
+    add("--eval-batch-size", type=flags.whole(1), default=32, metavar="N", help="images a step (default: 32)")
     add("--kvstore", metavar="KIND", help=KVSTORE)
-    add("--save-every", type=flags.whole(0), default=100, metavar="N", help=SAVE_EVERY)
-    add("--resume", metavar="FOLDER", help="go on with a run that was stopped; other flags come from its own command")
+    add("--save-every", type=flags.whole(0), metavar="N", help=SAVE_EVERY)
+    add("--resume", metavar="FOLDER", help=RESUME)
     add("--output-dir", help="the run's folder (default: the next free runs/DATASET-CONFIG-N)")
     recipes.add_flags(parser)
     parser.set_defaults(dataset="cub200")
     return parser.parse_args(words)
 
 
-def resumed(options):
-    """The options of the run to go on with, overlaid by the flags given now."""
-    file = Path(options.resume) / "arguments.json"
+def read_record(folder):
+    """What `keep_arguments` wrote into a run's folder."""
+    file = Path(folder) / "arguments.json"
     try:
-        command = json.loads(file.read_text())["command"]
-        options = arguments([str(word) for word in command[1:] + sys.argv[1:]])
+        record = json.loads(file.read_text())
+        [str(word) for word in record["command"][1:]], recipes.from_record(record["recipe"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError("--resume {}: not the folder of a run ({}: {})".format(options.resume, file.name, error))
-    return options
+        raise InputError("--resume {}: not the folder of a run ({}: {})".format(folder, file.name, error))
+    return record
+
+
+def check_the_same(record, dataset):
+    """Raises InputError where the run to resume had another number of pictures."""
+    before, now = record.get("data"), json.loads(json.dumps(datasets.counts(dataset)))
+    if before not in (None, now):
+        raise InputError("--resume: the run's data had {}, and has {} now".format(before, now))
+
+
+def resumed(words):
+    """The options, the recipe and the record of the run to resume: its own, overlaid by the flags given now.
+
+    Raises InputError for a flag that would make another run of it.
+    """
+    given = arguments(words)
+    record = read_record(given.resume)
+    own = [str(word) for word in record["command"][1:]]
+    before, options = arguments(own), arguments(own + words)
+    recipe = recipes.from_record(record["recipe"])
+    changed = recipes.overlaid(recipe, given)
+    if changed.iterations > recipe.iterations:
+        record = dict(record, command=record["command"] + ["--iterations", str(changed.iterations)])
+        recipe = replace(recipe, iterations=changed.iterations)
+    differ = list(recipes.text_of_changes(recipe, changed))
+    fixed = ("dataset", "seed", "cropped", "recallk")
+    differ += [name for name in fixed if getattr(before, name) != getattr(options, name)]
+    if differ:
+        raise InputError(
+            "--resume {}: {} would make it another run, which --output-dir begins; only --iterations may be "
+            "raised".format(given.resume, " and ".join(map(recipes.flag, differ)))
+        )
+    return options, recipe, record
 
 
 def recipe_of(options):
-    """The data set's recipe, with the network of the checkpoint to go on from, and the flags that were given."""
+    """The data set's recipe, with what a checkpoint to train on from decides, and the flags that were given."""
     recipe = recipes.RECIPES[options.dataset]
     if options.pretrained_model:
         description = Checkpoint(options.pretrained_model).description
-        recipe = replace(recipe, **{name: description[name] for name in model.OPTIONS})
+        recipe = replace(recipe, **recipes.typed({name: description[name] for name in INHERITED}))
     return recipes.overlaid(recipe, options)
 
 
@@ -83,47 +135,45 @@ def run_folder(options, recipe):
     return folder
 
 
-def keep_arguments(folder, recipe, dataset):
-    """Makes the folder and writes into it what the run was asked to do."""
-    record = {"command": sys.argv, "recipe": asdict(recipe), "data": datasets.counts(dataset)}
-    record["versions"] = environment.versions()
-    record["git_commit"] = environment.git_commit()
+def new_record(dataset):
+    """What the run was asked to do, and by what it is done."""
+    return {
+        "command": sys.argv,
+        "data": datasets.counts(dataset),
+        "versions": environment.versions(),
+        "git_commit": environment.git_commit(),
+    }
+
+
+def keep_arguments(folder, record, recipe):
+    """Makes the folder and writes the record into it."""
     with replacing(folder / "arguments.json") as part:
-        part.write_text(json.dumps(record, indent=1) + "\n")
+        part.write_text(json.dumps(dict(record, recipe=asdict(recipe)), indent=1) + "\n")
 
 
-def devices(options):
-    """The devices of --gpus, or of --gpu."""
-    if not options.gpus:
-        return [environment.context(options.gpu)]
-    try:
-        numbers = [int(word) for word in options.gpus.split(",")]
-    except ValueError:
-        raise InputError("--gpus {}: expected numbers, as in 0,1,2,3".format(options.gpus))
-    if len(set(numbers)) != len(numbers):
-        raise InputError("--gpus {}: expected each number once".format(options.gpus))
-    return [environment.context(number) for number in numbers]
+def train(options, recipe, record, store):
+    """The story of a run, on one machine or as one of the store's workers.
 
-
-def train(options, store):
-    """The story of a run, on one machine or as one of the store's workers."""
-    recipe = recipe_of(options)
+    record : of the run to resume, or None for a new one
+    """
     dataset = flags.load_dataset(options, options.dataset)
     datasets.check_trainable(dataset)
-    contexts = devices(options)
+    if record:
+        check_the_same(record, dataset)
+    unreadable = loader.Unreadable(options.skip_unreadable)
+    loaders = trainer.loaders(dataset, recipe, options.num_workers, options.eval_batch_size, unreadable)
+    devices = [environment.context(number) for number in options.gpu]
     environment.seed_everything(options.seed)
-    net = trainer.build(recipe, dataset, contexts)
-    load_weights(net, options, recipe)
+    net = trainer.build(recipe, dataset, devices)
     folder = run_folder(options, recipe)
-    unreadable = images.Unreadable(options.skip_unreadable)
-    workers = options.num_workers
-    training = trainer.Trainer(net, dataset, recipe, folder, contexts, options.seed, workers, unreadable, store)
-    if options.resume:
+    if not (record and (folder / "state.npz").exists()):  # a state has all weights
+        load_weights(net, options, recipe)
+    training = trainer.Trainer(net, dataset, recipe, folder, devices, loaders, options.seed, store)
+    if record:
         training.restore()
-    elif training.leads:
-        keep_arguments(folder, recipe, dataset)
     if training.leads:
-        print("run: {}{}".format(folder, ", from iteration {}".format(training.iteration) if options.resume else ""))
+        keep_arguments(folder, record or new_record(dataset), recipe)
+        print("run: {}{}".format(folder, ", from iteration {}".format(training.iteration) if record else ""))
     if store:
         store._barrier()  # all have read the state before one of them changes it
 
@@ -142,14 +192,18 @@ def report(scores, folder, recipe, dataset):
 
 
 def main():
-    options = arguments(sys.argv[1:])
+    words = sys.argv[1:]
+    options = arguments(words)
+    record = None
     if options.resume:
-        options = resumed(options)
+        options, recipe, record = resumed(words)
+    else:
+        recipe = recipe_of(options)
     cluster.check(options.kvstore)
     if options.kvstore and cluster.DMLC_ROLE != "worker":
         return cluster.serve()
     with cluster.membership(options.kvstore) as store:
-        train(options, store)
+        train(options, recipe, record, store)
 
 
 if __name__ == "__main__":

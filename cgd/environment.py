@@ -142,6 +142,23 @@ def context(gpu):
     return mx.cpu()
 
 
+@contextmanager
+def memory_for(advice):
+    """Within, running out of memory is an InputError that ends with `advice`.
+
+    MXNet reports it where a result is waited for, as an MXNetError with the allocator's, CUDA's or cuDNN's own words.
+    """
+    try:
+        yield
+    except mx.base.MXNetError as error:
+        if not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        raise InputError("out of memory; {}".format(advice))
+
+
+_OUT_OF_MEMORY = re.compile("out of memory|failed to allocate|allocation failed|ALLOC_FAILED|bad_alloc", re.IGNORECASE)
+
+
 def seed_everything(seed):
     """Seeds Python's, numpy's and MXNet's generators."""
     import numpy

@@ -1,13 +1,18 @@
-"""What a command says when its input is wrong: one line, exit code 2, no traceback."""
+"""How a command ends: bad input is one line and exit code 2, and every way out goes through `run`."""
 
 import argparse
 import multiprocessing
 import os
+import select
 import signal
 import sys
+import traceback
 from contextlib import contextmanager
 
-STOPS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and how schedulers and containers end a process
+# Ctrl-C, how schedulers and containers stop a process, and what a process gets when its terminal is closed.
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+OK, FAILED, BAD_INPUT, STOPPED, READER_GONE = 0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE  # exit codes
 
 
 class InputError(Exception):
@@ -21,13 +26,14 @@ class Parser(argparse.ArgumentParser):
         raise InputError("{}; {} --help lists the flags".format(message, self.prog))
 
 
-_asked = []  # the stops asked for: a KeyboardInterrupt alone is lost where it comes amid a destructor
+_asked = []  # stops that were asked for: a KeyboardInterrupt alone is lost if it is raised in a destructor
 
 
 @contextmanager
 def uninterrupted():
-    """Within, Ctrl-C and SIGTERM wait: they are a KeyboardInterrupt at the end."""
-    handlers = {number: signal.signal(number, lambda *_: _asked.append(True)) for number in STOPS}
+    """Delays Ctrl-C, SIGTERM and SIGHUP: they become a KeyboardInterrupt at the end of the block."""
+    heeded = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+    handlers = {number: signal.signal(number, lambda *_: _asked.append(True)) for number in heeded}
     try:
         yield
     finally:
@@ -39,54 +45,95 @@ def uninterrupted():
 
 
 def _handle_stops():
-    """Both ways to stop a command are a KeyboardInterrupt; its loader processes end without a word."""
-    process, usual = os.getpid(), sys.excepthook
+    """Makes each of STOPS a KeyboardInterrupt, except those that are ignored, as SIGHUP is under nohup."""
 
     def stop(*_):
         _asked.append(True)
         raise KeyboardInterrupt
 
-    def tell(kind, error, trace):
-        if os.getpid() == process or not issubclass(kind, (OSError, EOFError)):  # their parent has gone
-            usual(kind, error, trace)
-
-    sys.excepthook = tell
     for number in STOPS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as with nohup
+        if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, stop)
 
 
 def run(main):
-    """Runs a command's `main`; exit code 2 after an `InputError`, 130 after Ctrl-C or SIGTERM, as a shell expects.
+    """Runs a command's `main` and ends the process.
 
-    An OSError that nobody expected is the machine's (a full disk, no permission), not the program's: one line as well.
+    Exit codes: 0; 2 after an InputError, or an OSError that names a file; 130 after a stop; 141 if nobody reads the
+    output any more, as in `train.py | head`; 1 with a traceback after any other exception.
     """
+    code = STOPPED  # where a second stop comes while the first is being handled
     _handle_stops()
     try:
-        main()
-    except InputError as error:
-        sys.exit(report(error))
-    except OSError as error:
-        sys.exit(report("{}: {}".format(error.filename or "input or output", error.strerror or error)))
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        _leave(130)
+        try:
+            main()
+            code = OK
+        except BaseException as error:
+            for number in STOPS:
+                signal.signal(number, signal.SIG_IGN)
+            code = _explain(error)
+    finally:
+        leave(code)
 
 
-def _leave(code):
-    """Ends at once, and the loader processes too.
+def _explain(error):
+    """Prints what ended the command. Returns the exit code that goes with it."""
+    if isinstance(error, SystemExit):
+        if isinstance(error.code, str):
+            _say(error.code)
+        return error.code if isinstance(error.code, int) else FAILED if error.code else OK
+    if _asked or _is_a_stop(error):
+        _say("\ninterrupted")
+        return STOPPED
+    if isinstance(error, InputError):
+        return report(error)
+    if isinstance(error, OSError) and error.filename:
+        return report("{}: {}".format(error.filename, error.strerror or error))
+    if isinstance(error, OSError) and _reader_is_gone():
+        return READER_GONE
+    _say("".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip())
+    return FAILED
 
-    A scheduler's SIGTERM goes to them as well; one that it ends may have held a lock, for which the destructors of
-    their pool would wait for ever.
+
+def _is_a_stop(error):
+    """Whether this is a KeyboardInterrupt, or an error met while one was handled."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _reader_is_gone():
+    """Whether standard output or standard error is a pipe that nobody reads, or a terminal that was closed."""
+    poll = select.poll()
+    for stream in (1, 2):
+        poll.register(stream, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def leave(code):
+    """Ends the process at once, and its loader processes. It never raises.
+
+    Python's own way out is not taken: it waits for threads and runs destructors, which may wait for a process that has
+    ended.
     """
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # nobody reads it, the disk is full, or it is closed
+            code = code or (READER_GONE if _reader_is_gone() else FAILED)
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(code)
 
 
 def report(error):
-    """Prints the error's one line and gives the exit code that goes with it."""
-    print("error: {}".format(" ".join(str(error).split())), file=sys.stderr)
-    return 2
+    """Prints the error's one line and returns the exit code that goes with it."""
+    _say("error: {}".format(" ".join(str(error).split())))
+    return BAD_INPUT
+
+
+def _say(text):
+    try:
+        print(text, file=sys.stderr)
+    except (OSError, ValueError):
+        pass  # nobody reads it

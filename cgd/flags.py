@@ -6,6 +6,8 @@ import sys
 from cgd import datasets, machine
 from cgd.errors import InputError
 
+MOST_WORKERS = 8  # by default: more take memory, and no network here is that fast
+
 
 def whole(least):
     """The type of a flag that takes a whole number from `least` on."""
@@ -47,9 +49,8 @@ def add_data_flags(parser, default):
     add("--recallk", type=ranks, metavar="K,K,...", help="the K of Recall@K (default: the data set's)")
     help_ = "go on without up to N pictures that cannot be read (default: 0)"
     add("--skip-unreadable", type=whole(0), default=0, metavar="N", help=help_)
-    add("--gpu", type=int, default=0, help="number of the GPU; -1 for the CPU (default: 0)")
-    help_ = "processes that decode; 0 for none (default: one a core)"
-    add("--num-workers", type=whole(0), default=machine.usable_cores(), metavar="N", help=help_)
+    help_ = "processes that decode; 0 for none (default: one a core, {} at most)".format(MOST_WORKERS)
+    add("--num-workers", type=whole(0), default=min(machine.usable_cores(), MOST_WORKERS), metavar="N", help=help_)
 
 
 def load_dataset(options, name):

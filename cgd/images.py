@@ -1,17 +1,14 @@
-"""From records to batches: reading, cropping, the training and the test view, loader processes.
+"""From records to pictures: reading, cropping, resizing, the training and the test view.
 
 Reading and resizing are MXNet's own OpenCV calls, as in the authors' evaluation code: another library's bilinear
 resize gives other pixels, and the published figures depend on them.
 """
 
 import io
-import signal
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from cgd.environment import mx
 from cgd.errors import InputError
@@ -77,7 +74,7 @@ def normalise(batch, mean, std):
     return mx.nd.image.normalize(mx.nd.image.to_tensor(batch), mean, std)
 
 
-class View(mx.gluon.data.Dataset):
+class View:
     """key -> (picture (H, W, 3) uint8, identity, None), or (black, identity, why the picture cannot be read)."""
 
     def __init__(self, records, size):
@@ -136,56 +133,6 @@ def _cropped(record):
         raise InputError("{}: {}".format(record.path, error))
 
 
-class Unreadable:
-    """The pictures that could not be read: each is told, and one more than `limit` of them ends the run."""
-
-    def __init__(self, limit=0):
-        self.limit, self.reasons = limit, set()
-
-    def add(self, reason):
-        """`reason` names the file. Raises InputError when that is one too many."""
-        if reason in self.reasons:
-            return
-        self.reasons.add(reason)
-        if self.limit == 0:
-            raise InputError("{}; --skip-unreadable N goes on without up to N such pictures".format(reason))
-        if len(self.reasons) > self.limit:
-            raise InputError("{}; more than --skip-unreadable {}".format(reason, self.limit))
-        tqdm.write("left out ({} of {}): {}".format(len(self.reasons), self.limit, reason), file=sys.stderr)
-
-
-def loader(view, batches, num_workers, unreadable=None):
-    """Yields (pictures (N, H, W, 3) uint8 NDArray, identities (N,) int array, readable (N,) bool array) for `batches`.
-
-    batches : lists of the view's keys
-    num_workers : processes that decode ahead; 0 decodes in this process
-    unreadable : what to do about pictures that cannot be read; without it the first is an InputError
-    """
-    unreadable = unreadable or Unreadable()
-    batchify = stack_shared if num_workers else stack
-    # The processes are ended by SIGTERM. A handler that they inherited would wait for what they are in the middle of,
-    # which may never end, as when they wait for one another.
-    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    data = mx.gluon.data.DataLoader(view, batch_sampler=batches, batchify_fn=batchify, num_workers=num_workers)
-    signal.signal(signal.SIGTERM, handler)
-    for pictures, identities, reasons in data:
-        for reason in filter(None, reasons):
-            unreadable.add(reason)
-        yield pictures, identities, np.array([reason is None for reason in reasons])
-
-
 def test_batches(count, batch_size):
     """The indices 0 to count - 1 in order, in lists of `batch_size`; the last may be shorter."""
     return [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
-
-
-def stack(samples):
-    pictures, identities, reasons = zip(*samples)
-    return mx.nd.array(np.stack(pictures), dtype="uint8"), np.array(identities), reasons
-
-
-def stack_shared(samples):
-    """As `stack`, in memory that the main process sees too: nothing is copied between the processes."""
-    pictures, identities, reasons = zip(*samples)
-    shared = mx.nd.array(np.stack(pictures), dtype="uint8", ctx=mx.Context("cpu_shared", 0))
-    return shared, np.array(identities), reasons

@@ -54,9 +54,13 @@ def write_arrays(file, arrays):
 def write_state(file, arrays, facts):
     """Writes {name: NDArray} and a dict of what JSON can hold into one file of plain arrays, whole or not at all.
 
-    An .npz without pickled objects: to open somebody else's runs no code of theirs.
+    An .npz without pickled objects: to open somebody else's runs no code of theirs. Raises InputError for values that
+    are not finite: what the file held stays.
     """
     values = {name: value.asnumpy() for name, value in arrays.items()}
+    for name, value in values.items():
+        if not np.isfinite(value).all():
+            raise InputError("{}: {} is not finite; what was saved before is left as it is".format(file, name))
     with replacing(file) as part:
         np.savez(str(part), **values, **{FACTS: np.array(json.dumps(facts))})
 

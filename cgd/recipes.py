@@ -32,6 +32,8 @@ class Recipe:
     freeze_batch_norm: bool = number(False, "batch norm of the backbone stays as it was")
     image_width: int = number(224, "width of the network's input", low=1)
     image_height: int = number(224, "height of the network's input", low=1)
+    mean: Tuple[float, ...] = number((0.485, 0.456, 0.406), "of red, green and blue in 0 to 1, as the weights expect")
+    std: Tuple[float, ...] = number((0.229, 0.224, 0.225), "standard deviation of the same", low=1e-6)
     enlarge: float = number(1.125, "training pictures are resized to so many times the input, then cropped", low=1)
     straight: float = number(0.0, "share of the training pictures that are resized to the input straight", high=1)
     batch_size: int = number(128, "images a batch", low=1)
@@ -169,6 +171,25 @@ def overlaid(recipe, options):
     return recipe
 
 
+def typed(values):
+    """{field: value} with lists as tuples and whole numbers as floats where the recipe has them: JSON knows neither."""
+    defaults = {name: getattr(Recipe, name) for name in values}
+    return {
+        name: tuple(value) if isinstance(value, list) else type(defaults[name])(value) for name, value in values.items()
+    }
+
+
+def from_record(record):
+    """The recipe from the JSON of its fields; a field that an older run lacks has its default.
+
+    Raises TypeError or ValueError for anything else.
+    """
+    unknown = set(record) - set(Recipe.__dataclass_fields__)
+    if unknown:
+        raise ValueError("unknown fields: {}".format(", ".join(sorted(unknown))))
+    return Recipe(**typed(record))
+
+
 def flag(name):
     """The flag of a field."""
     return "--" + name.replace("_", "-")
@@ -191,7 +212,7 @@ def parse(name, text):
         if text not in ("yes", "no"):
             raise ValueError("expected yes or no")
         return text == "yes"
-    kind = int if isinstance(default, (int, tuple)) else float
+    kind = type(default[0] if isinstance(default, tuple) else default)
     bounds = Recipe.__dataclass_fields__[name].metadata
     try:
         values = tuple(kind(word) for word in text.split(",") if word or not isinstance(default, tuple))
@@ -199,6 +220,8 @@ def parse(name, text):
         raise ValueError("not a {}number".format("whole " if kind is int else ""))
     if not all(bounds["low"] <= value <= bounds["high"] and math.isfinite(value) for value in values):
         raise ValueError("expected a number from {low} to {high}".format(**bounds))
+    if name in ("mean", "std") and len(values) != 3:
+        raise ValueError("expected three numbers, as in {}".format(text_of(default)))
     if isinstance(default, tuple):
         return values
     if len(values) != 1:

@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -9,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from cgd import birds  # noqa: E402
+from cgd import birds, errors  # noqa: E402
+from cgd.datasets import Record  # noqa: E402
+from cgd.loader import Loader  # noqa: E402
 
 # A list file and its boxes.
 LIST = "image_id class_id path\n1 0 images/a.jpg\n2 0 images/b.jpg\n3 1 images/c with blank.jpg\n"
@@ -26,6 +30,21 @@ def small_demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "demo"
     birds.draw_demo(folder, classes=8, images_per_class=6)
     return folder
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory):
+    """Five pictures of noise on a slope, with boxes, some of which reach over the border."""
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.RandomState(0)
+    boxes = [(10, 5, 60, 70), (0, 0, 100, 80), (50, 40, 500, 500), None, (99, 79, 1, 1)]
+    records = []
+    for number, box in enumerate(boxes):
+        pixels = random.randint(0, 100, (80, 100, 3)) + np.arange(100)[None, :, None]
+        path = folder / "{}.jpg".format(number)
+        Image.fromarray(pixels.astype(np.uint8)).save(str(path), quality=95)
+        records.append(Record(str(path), number % 2, box, number + 1))
+    return records
 
 
 @pytest.fixture(scope="session")
@@ -64,12 +83,22 @@ def command_here(monkeypatch, capfd, *words):
     capfd.readouterr()
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", list(map(str, words)))
-    code = 0
+    monkeypatch.setattr(errors, "leave", sys.exit)
+    handlers = {number: signal.getsignal(number) for number in errors.STOPS}
     try:
         runpy.run_path(str(ROOT / words[0]), run_name="__main__")
     except SystemExit as end:
         code = end.code
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return subprocess.CompletedProcess(words, code, *capfd.readouterr())
+
+
+def one_batch(view, keys):
+    """(pictures, identities) of a view's keys, as the loader gives them."""
+    pictures, identities, _ = next(Loader(view, len(keys)).batches([keys]))
+    return pictures, identities
 
 
 def running(process):

@@ -1,36 +1,18 @@
 """Pictures: to the pixel what the authors' evaluation code sees, and the same whichever process reads them."""
 
 import io
-import multiprocessing
-import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cgd import images
-from cgd.datasets import Record
 from cgd.environment import mx
 from cgd.errors import InputError
-from conftest import command, running, wait_until
+from cgd.loader import Loader
+from conftest import one_batch
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    """Five pictures of noise on a slope, with boxes, some of which reach over the border."""
-    folder = tmp_path_factory.mktemp("pictures")
-    random = np.random.RandomState(0)
-    boxes = [(10, 5, 60, 70), (0, 0, 100, 80), (50, 40, 500, 500), None, (99, 79, 1, 1)]
-    records = []
-    for number, box in enumerate(boxes):
-        pixels = random.randint(0, 100, (80, 100, 3)) + np.arange(100)[None, :, None]
-        path = folder / "{}.jpg".format(number)
-        Image.fromarray(pixels.astype(np.uint8)).save(str(path), quality=95)
-        records.append(Record(str(path), number % 2, box, number + 1))
-    return records
 
 
 def released_view(record, size):
@@ -47,7 +29,7 @@ def released_view(record, size):
 @pytest.mark.parametrize("size", [(32, 32), (40, 24)])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_test_view_is_the_released_one_to_the_bit(records, size, workers):
-    batches = images.loader(images.TestView(records, size), images.test_batches(len(records), 2), workers)
+    batches = Loader(images.TestView(records, size), 2, workers).batches(images.test_batches(len(records), 2))
     ours, identities = zip(*[(images.normalise(p, MEAN, STD).asnumpy(), labels) for p, labels, _ in batches])
     assert [len(batch) for batch in ours] == [2, 2, 1]
     assert np.concatenate(identities).tolist() == [0, 1, 0, 1, 0]
@@ -73,7 +55,7 @@ def test_a_crop_is_the_box_cut_off_at_the_border():
 
 def training_batch(records, workers, keys):
     view = images.TrainingView(records, (16, 16), (20, 20))
-    return np.concatenate([p.asnumpy() for p, _, _ in images.loader(view, [keys[:3], keys[3:]], workers)])
+    return np.concatenate([p.asnumpy() for p, _, _ in Loader(view, 3, workers).batches([keys[:3], keys[3:]])])
 
 
 def test_augmentation_depends_on_the_seed_and_not_on_the_process(records):
@@ -214,81 +196,7 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path):
             images.read_image(tmp_path / name)
 
 
-@pytest.fixture
-def with_two_broken(records, tmp_path):
-    """Three good pictures, then an empty and a cut one between good ones."""
-    whole = Path(records[0].path).read_bytes()
-    (tmp_path / "empty.jpg").write_bytes(b"")
-    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    broken = [Record(str(tmp_path / name), 1, None, 9) for name in ("empty.jpg", "cut.jpg")]
-    return records[:3] + broken[:1] + records[3:4] + broken[1:] + records[4:]
-
-
-def load(records, workers, unreadable=None):
-    batches = images.loader(images.TestView(records, (16, 16)), images.test_batches(7, 3), workers, unreadable)
-    pictures, identities, readable = zip(*[(p.asnumpy(), labels, whole) for p, labels, whole in batches])
-    return np.concatenate(pictures), np.concatenate(identities), np.concatenate(readable)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_picture_ends_the_run_with_its_name(with_two_broken, workers):
-    with pytest.raises(InputError, match="empty.jpg: empty file; --skip-unreadable"):
-        load(with_two_broken, workers)
-    with pytest.raises(InputError, match="cut.jpg: .*truncated.*more than --skip-unreadable 1"):
-        load(with_two_broken, workers, images.Unreadable(1))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_so_many_unreadable_pictures_are_tolerated_and_told_once(with_two_broken, workers, capsys):
-    unreadable = images.Unreadable(2)
-    pictures, identities, readable = load(with_two_broken, workers, unreadable)
-    assert readable.tolist() == [True, True, True, False, True, False, True]
-    good = [record for record, whole in zip(with_two_broken, readable) if whole]
-    alone = images.TestView(good, (16, 16))
-    np.testing.assert_array_equal(pictures[readable], np.stack([alone[index][0] for index in range(5)]))
-    assert identities.tolist() == [record.identity for record in with_two_broken]
-    load(with_two_broken, workers, unreadable)
-    told = capsys.readouterr().err.splitlines()
-    assert [line.split(": ")[0] for line in told] == ["left out (1 of 2)", "left out (2 of 2)"]
-
-
 def test_a_box_outside_its_picture_is_named(records):
     record = records[0]._replace(box=(100, 0, 5, 5))
     with pytest.raises(InputError, match="0.jpg.*outside"):
-        list(images.loader(images.TestView([record], (16, 16)), [[0]], 0))
-
-
-def test_loader_processes_do_not_inherit_a_handler_of_sigterm(records):
-    """One that a process cannot get round to would keep its parent waiting for ever."""
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
-        batches = images.loader(images.TestView(records, (16, 16)), [[0]] * 100, 2)
-        next(batches)
-        assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, before)
-        caught = [line for child in multiprocessing.active_children() for line in status(child.pid)]
-        masks = [int(line.split()[1], 16) for line in caught if line.startswith("SigCgt")]
-        assert len(masks) == 2 and not any(mask >> (signal.SIGTERM - 1) & 1 for mask in masks)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def status(process):
-    return Path("/proc/{}/status".format(process)).read_text().splitlines()
-
-
-def test_loader_processes_do_not_outlive_a_killed_parent(records):
-    """By kill -9, which leaves the parent no time to end them."""
-    script = (
-        "import os, sys, multiprocessing\n"
-        "from cgd import images\n"
-        "from cgd.datasets import Record\n"
-        "view = images.TestView([Record(sys.argv[1], 0, None, 1)], (16, 16))\n"
-        "batches = images.loader(view, [[0]] * 100, 2)\n"
-        "next(batches), next(batches)\n"
-        "print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
-        "os.kill(os.getpid(), 9)\n"
-    )
-    result = command("-c", script, records[0].path)
-    children = [int(word) for word in result.stdout.split()]
-    assert len(children) == 2
-    assert wait_until(lambda: not any(running(child) for child in children))
+        one_batch(images.TestView([record], (16, 16)), [0])

@@ -8,6 +8,8 @@ import pytest
 from cgd import checkpoints, datasets, environment, images, losses, recipes, trainer
 from cgd.environment import mx
 from cgd.errors import InputError
+from cgd.loader import Unreadable
+from conftest import one_batch
 
 RECIPE = recipes.replace(
     recipes.RECIPES["demo"],
@@ -20,6 +22,7 @@ RECIPE = recipes.replace(
     lr_steps=(2, 3),
     eval_every=2,
 )
+SIZE = (32, 32)
 
 
 def make(small_demo, folder, devices=None, store=None, **changes):
@@ -37,11 +40,11 @@ def lines(folder):
 
 def test_it_overfits_two_batches(small_demo, tmp_path):
     run = make(small_demo, tmp_path, lr_steps=(), lr=1e-3)
-    view = images.TrainingView(run.dataset.train, run.size, run.size)
-    batches = list(images.loader(view, [run.sampler.batch(0), run.sampler.batch(1)], 0))
-    first = [run.step(*batch[:2]) for batch in batches]
+    view = images.TrainingView(run.dataset.train, SIZE, SIZE)
+    batches = [one_batch(view, run.sampler.batch(number)) for number in (0, 1)]
+    first = [run.step(*batch) for batch in batches]
     for _ in range(40):
-        last = [run.step(*batch[:2]) for batch in batches]
+        last = [run.step(*batch) for batch in batches]
     assert np.mean([values["ranking_loss"] for values in first]) > 0.05
     assert np.mean([values["ranking_loss"] for values in last]) < 0.01
     # with labels smoothed over 4 classes the loss cannot fall below the targets' entropy
@@ -58,8 +61,8 @@ def test_a_run_keeps_its_schedule_its_log_and_its_checkpoints(small_demo, tmp_pa
     steps = [line for line in log if "ranking_loss" in line]
     looks = [line for line in log if "recall" in line]
     assert [line["iteration"] for line in steps] == [1, 2, 3, 4]
-    # the rate that follows an iteration: it falls once 2, and once 3 iterations are done
-    np.testing.assert_allclose([line["lr"] for line in steps], [3e-3, 3e-4, 3e-5, 3e-5], rtol=1e-6)
+    # the rate of each iteration: it falls once 2, and once 3 iterations are done
+    np.testing.assert_allclose([line["lr"] for line in steps], [3e-3, 3e-3, 3e-4, 3e-5], rtol=1e-6)
     assert [line["iteration"] for line in looks] == [2, 4]
     assert list(looks[-1]["recall"].values()) == last
     assert best[0] == max(line["recall"]["1"] for line in looks)
@@ -102,7 +105,7 @@ def test_an_unreadable_picture_is_left_out_of_its_batch(small_demo, tmp_path, mo
     (tmp_path / "empty.jpg").touch()
     lost = run.dataset.train[7]
     run.dataset.train[7] = lost._replace(path=str(tmp_path / "empty.jpg"))
-    run.unreadable = images.Unreadable(1)
+    run.loaders = trainer.loaders(run.dataset, run.recipe, unreadable=Unreadable(1))
     seen, step = [], run.step
     monkeypatch.setattr(run, "step", lambda *batch, **more: seen.append(batch) or step(*batch))
     run.run()
@@ -120,8 +123,8 @@ def test_two_devices_are_as_one(small_demo, tmp_path, combination):
         run = make(small_demo, tmp_path, devices, combination=combination, freeze_batch_norm=True)
         head = run.net.classifier[0]
         head._kwargs["use_global_stats"] = True
-        view = images.TrainingView(run.dataset.train, run.size, run.size)
-        pictures, identities, _ = next(iter(images.loader(view, [run.sampler.batch(0)[:7]], 0)))
+        view = images.TrainingView(run.dataset.train, SIZE, SIZE)
+        pictures, identities = one_batch(view, run.sampler.batch(0)[:7])
         losses_seen.append(run.step(pictures, identities, with_norm=True))
         parameters = run.net.collect_params().values()
         for device in devices[1:]:
@@ -137,8 +140,8 @@ def test_two_devices_are_as_one(small_demo, tmp_path, combination):
 
 def first_gradient(small_demo, tmp_path, **changes):
     run = make(small_demo, tmp_path, **changes)
-    view = images.TrainingView(run.dataset.train, run.size, run.size)
-    pictures, identities, _ = next(iter(images.loader(view, [run.sampler.batch(0)], 0)))
+    view = images.TrainingView(run.dataset.train, SIZE, SIZE)
+    pictures, identities = one_batch(view, run.sampler.batch(0))
     before = run.net.features[0].weight.data().asnumpy(), run.net.reductions[0].weight.data().asnumpy()
     run.step(pictures, identities)
     moved = [
@@ -188,7 +191,7 @@ def test_the_same_seed_gives_the_same_losses_with_any_number_of_workers(small_de
         folder = tmp_path / str(workers)
         folder.mkdir()
         run = make(small_demo, folder)
-        run.num_workers = workers
+        run.loaders = trainer.loaders(run.dataset, run.recipe, workers)
         run.run()
         seen.append([(line["ranking_loss"], line["classification_loss"]) for line in lines(folder) if "lr" in line])
     assert seen[0] == seen[1] and len(set(seen[0])) == 4
@@ -197,10 +200,10 @@ def test_the_same_seed_gives_the_same_losses_with_any_number_of_workers(small_de
 def test_both_losses_reach_the_backbone_and_weigh_the_same(small_demo, tmp_path):
     """The gradient of a step is the sum of the two losses' gradients."""
     run = make(small_demo, tmp_path)
-    view = images.TrainingView(run.dataset.train, run.size, run.size)
-    pictures, identities, _ = next(iter(images.loader(view, [run.sampler.batch(0)], 0)))
+    view = images.TrainingView(run.dataset.train, SIZE, SIZE)
+    pictures, identities = one_batch(view, run.sampler.batch(0))
     weight = run.net.features[0].weight
-    x, labels = images.normalise(pictures, trainer.MEAN, trainer.STD), mx.nd.array(identities)
+    x, labels = images.normalise(pictures, run.recipe.mean, run.recipe.std), mx.nd.array(identities)
     gradients = []
     for which in (0, 1):
         with mx.autograd.record():
