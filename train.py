@@ -21,6 +21,7 @@ from cgd.errors import InputError
 from cgd.files import replacing
 
 KVSTORE = "dist_sync or dist_async: train on several machines, as the variables DMLC_* say (README)"
+TF32 = "let cuDNN round to TF32 on Ampere and Ada: faster, 10 bits instead of 23 (default: full float32)"
 SAVE_EVERY = "iterations between saves of what --resume needs; 0: at evaluations and the end only (default: 100)"
 
 
@@ -33,6 +34,7 @@ def arguments(words):
     add("--pretrained-model", metavar="PREFIX", help="train on from this checkpoint, its kind of network included")
     add("--seed", type=int, default=0, help="of the weights, the batches and the augmentation (default: 0)")
     add("--gpus", metavar="N,N,...", help="several GPUs, which share each batch, in the place of --gpu")
+    add(environment.TF32_FLAG, action="store_true", help=TF32)
     add("--kvstore", metavar="KIND", help=KVSTORE)
     add("--save-every", type=flags.whole(0), default=100, metavar="N", help=SAVE_EVERY)
     add("--resume", metavar="FOLDER", help="go on with a run that was stopped; other flags come from its own command")
@@ -50,6 +52,8 @@ def resumed(options):
         options = arguments([str(word) for word in command[1:] + sys.argv[1:]])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError("--resume {}: not the folder of a run ({}: {})".format(options.resume, file.name, error))
+    if options.tf32 and not environment.tf32_allowed():  # too late for it: the libraries are loaded
+        raise InputError("--resume {}: this run was begun with --tf32; give --tf32 again".format(options.resume))
     return options
 
 
@@ -86,6 +90,7 @@ def run_folder(options, recipe):
 def keep_arguments(folder, recipe, dataset):
     """Makes the folder and writes into it what the run was asked to do."""
     record = {"command": sys.argv, "recipe": asdict(recipe), "data": datasets.counts(dataset)}
+    record["tf32_allowed"] = environment.tf32_allowed()
     record["versions"] = environment.versions()
     record["git_commit"] = environment.git_commit()
     with replacing(folder / "arguments.json") as part:
