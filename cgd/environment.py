@@ -1,7 +1,7 @@
 """MXNet, made importable on today's Pythons; its devices, threads and seeds.
 
 Every module takes MXNet from here (`from cgd.environment import mx`): what has to happen before that import happens in
-this file and nowhere else.
+this file and nowhere else. One flag acts then, before the arguments are parsed: see `_forbid_tf32`.
 """
 
 import ctypes
@@ -38,6 +38,8 @@ CUDA_LIBRARIES = {
     "libcudnn.so.8": "nvidia-cudnn-cu11",
 }
 
+TF32_FLAG, TF32_VARIABLE = "--tf32", "NVIDIA_TF32_OVERRIDE"
+
 
 def _restore_numpy_names():
     """MXNet 1.9.1 uses numpy.bool and its like, which numpy 1.24 took away."""
@@ -57,6 +59,24 @@ def _restore_distutils():
 def _use_all_cores():
     """MXNet alone takes half of the cores, for it believes that two share one unit; it reads this when imported."""
     os.environ.setdefault("OMP_NUM_THREADS", str(machine.usable_cores()))
+
+
+def _forbid_tf32():
+    """Full float32 on Ampere and Ada, where cuDNN 8 by default rounds a convolution's factors to TF32 (10 bits).
+
+    0 forbids that to all of NVIDIA's libraries. They read it when they are loaded, which is before any arguments are
+    parsed: so the flag, which train.py alone has, is looked for among the process's words, where it is never shortened
+    (errors.Parser). A variable that the user set stays, but for a 0 beside the flag.
+    """
+    if TF32_FLAG not in sys.argv:
+        os.environ.setdefault(TF32_VARIABLE, "0")
+    elif not tf32_allowed():
+        del os.environ[TF32_VARIABLE]
+
+
+def tf32_allowed():
+    """Whether NVIDIA's libraries may use TF32, on GPUs that have it."""
+    return os.environ.get(TF32_VARIABLE) != "0"
 
 
 def _load_cuda_wheels():
@@ -91,6 +111,7 @@ def _import_mxnet():
     _restore_numpy_names()
     _restore_distutils()
     _use_all_cores()
+    _forbid_tf32()
     _load_cuda_wheels()
     try:
         with _without_role():

@@ -20,7 +20,13 @@ class InputError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """As argparse's own, but what is wrong with the command line is an InputError, one line."""
+    """As argparse's own, but what is wrong with the command line is an InputError, one line, and no flag is shortened.
+
+    cgd/environment.py looks for --tf32 before anything is parsed, and would not see --tf3.
+    """
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message):
         raise InputError("{}; {} --help lists the flags".format(message, self.prog))

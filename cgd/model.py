@@ -27,6 +27,9 @@ OPTIONS = (
     "keep_stride",
 )
 
+# Of each Dense layer. The released graph has it for the branches'; for the classifier's it is inferred.
+XAVIER = mx.init.Xavier(rnd_type="uniform", factor_type="avg", magnitude=2)
+
 MOST_P = 6.0  # of GeM: beyond, 1e-6 to the power of p underflows in float32, and the gradient of the root is not finite
 
 
@@ -91,6 +94,7 @@ class CGD(nn.HybridBlock):
     images (N, 3, H, W), normalised -> embedding (N, dim), each row of length 1.
     With `classes`, the training form: -> embedding, [what the ranking loss sees, (N, d) each], [logits (N, classes)].
     The logits are those of the auxiliary classifier, which sees the first letter's descriptor before its Dense layer.
+    Its weights begin as the branches' do (Xavier): inferred, for nothing known of the paper says it.
 
     Parameters
     ----------
@@ -197,14 +201,14 @@ def _descriptor(letter, gem_p, learn_p):
 
 
 def _reduction(dim, bias):
-    xavier = mx.init.Xavier(rnd_type="uniform", factor_type="avg", magnitude=2)
-    return nn.Dense(dim, use_bias=bias, weight_initializer=xavier)
+    return nn.Dense(dim, use_bias=bias, weight_initializer=XAVIER)
 
 
 def _classifier(classes):
+    # Without an initialiser of its own the Dense layer would have MXNet's default, Uniform(0.07) whatever its size.
     block = nn.HybridSequential(prefix=CLASSIFIER_PREFIX)
     with block.name_scope():
-        block.add(nn.BatchNorm(), nn.Dense(classes))
+        block.add(nn.BatchNorm(), nn.Dense(classes, weight_initializer=XAVIER))
     return block
 
 

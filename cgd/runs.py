@@ -88,7 +88,8 @@ class Job(NamedTuple):
 
     def resume(self, gpu):
         """train.py's words, to go on with it."""
-        return [os.path.relpath(str(TRAIN)), "--resume", str(self.folder), "--gpu", str(gpu)]
+        again = [flag for flag in self.flags if flag == "--tf32"]  # it acts before train.py reads the run's own command
+        return [os.path.relpath(str(TRAIN)), "--resume", str(self.folder), "--gpu", str(gpu), *again]
 
     def state(self):
         """ "missing", "begun" or "finished". Raises InputError when the folder holds a run of another recipe."""

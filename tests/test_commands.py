@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cgd import checkpoints, datasets, figures
+from cgd import checkpoints, datasets, environment, figures
 from cgd.retrieval import recall_at_k
 from conftest import ROOT, children_of, command, command_here, members_of, running, wait_until
 
@@ -48,6 +48,7 @@ def test_train_reports_last_and_best(run):
     assert re.search(r"^best: R@1 \d\.\d{4} ", result.stdout, re.MULTILINE)
     record = json.loads((folder / "arguments.json").read_text())
     assert record["recipe"]["iterations"] == 3 and record["recipe"]["lr"] == 3e-3 and "--seed" in record["command"]
+    assert record["tf32_allowed"] is environment.tf32_allowed()
 
 
 def test_test_prints_what_train_measured(run, small_demo):

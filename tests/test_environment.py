@@ -8,10 +8,10 @@ import types
 import numpy as np
 import pytest
 
-from cgd import environment, machine
+from cgd import environment, machine, paper, runs
 from cgd.environment import mx
 from cgd.errors import InputError
-from conftest import ROOT, command
+from conftest import ROOT, command, command_here
 
 
 class Driver:
@@ -109,6 +109,48 @@ def threads(**variables):
 def test_all_usable_cores_are_used_unless_the_user_says_otherwise():
     assert int(threads()) == machine.usable_cores()
     assert int(threads(OMP_NUM_THREADS="1")) == 1
+
+
+def tf32_variable(*words, **variables):
+    """NVIDIA_TF32_OVERRIDE after the import, in a command with these words."""
+    environ = {name: value for name, value in os.environ.items() if name != "NVIDIA_TF32_OVERRIDE"}
+    code = "import os, cgd.environment; print(os.environ.get('NVIDIA_TF32_OVERRIDE'), cgd.environment.tf32_allowed())"
+    call = [sys.executable, "-c", code, *words]
+    return subprocess.check_output(call, cwd=str(ROOT), env=dict(environ, **variables), text=True).split()
+
+
+def test_tf32_is_forbidden_unless_the_user_says_otherwise():
+    assert tf32_variable() == ["0", "False"]
+    assert tf32_variable("--tf3") == ["0", "False"]
+    assert tf32_variable(NVIDIA_TF32_OVERRIDE="1") == ["1", "True"]
+    assert tf32_variable("--tf32") == ["None", "True"]
+    assert tf32_variable("--tf32", NVIDIA_TF32_OVERRIDE="0") == ["None", "True"]
+    assert tf32_variable("--tf32", NVIDIA_TF32_OVERRIDE="1") == ["1", "True"]
+
+
+def test_tf32_is_forbidden_before_any_library_is_loaded(monkeypatch):
+    steps = []
+    for name in ("_forbid_tf32", "_load_cuda_wheels"):
+        monkeypatch.setattr(environment, name, lambda name=name: steps.append(name))
+    environment._import_mxnet()
+    assert steps == ["_forbid_tf32", "_load_cuda_wheels"]
+
+
+def test_the_flag_for_tf32_is_train_pys_and_cannot_be_shortened(monkeypatch, capfd):
+    for words in (["train.py", "--tf3"], ["test.py", "--pretrained-model", "x", "--tf32"]):
+        result = command_here(monkeypatch, capfd, *words)
+        assert result.returncode == 2 and "unrecognized arguments: " + words[-1] in result.stderr
+
+
+def test_a_run_with_tf32_does_not_go_on_without(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    (tmp_path / "arguments.json").write_text('{"command": ["train.py", "--dataset", "demo", "--tf32"]}')
+    result = command_here(monkeypatch, capfd, "train.py", "--resume", tmp_path)
+    assert result.returncode == 2 and "give --tf32 again" in result.stderr
+    job = runs.Study(tmp_path, "demo", ("--tf32",)).job(paper.TABLES["1"].rows[0], 0)
+    assert "--tf32" in job.command(0) and "--tf32" in job.resume(0)
+    job = runs.Study(tmp_path, "demo").job(paper.TABLES["1"].rows[0], 0)
+    assert "--tf32" not in job.resume(0)
 
 
 def test_gpu_minus_1_is_the_cpu():

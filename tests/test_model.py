@@ -171,6 +171,19 @@ def test_the_training_form_without_a_classifier_has_no_logits(combination):
     assert net(random_pictures())[2] == [] and net.embed(random_pictures()).shape == (2, 12)
 
 
+def test_every_dense_layer_begins_with_the_released_graphs_xavier():
+    """Uniform within sqrt(2 / mean of inputs and outputs). MXNet's default, Uniform(0.07), would be wider here."""
+    net = small("MG", classes=1000)
+    mx.random.seed(0)
+    net.initialize()
+    net(random_pictures(1))
+    for layer, outputs in ((net.reductions[0], 6), (net.reductions[1], 6), (net.classifier[1], 1000)):
+        weight, bound = layer.weight.data().asnumpy(), np.sqrt(2 / ((512 + outputs) / 2))
+        assert weight.shape == (outputs, 512)
+        assert 0.95 * bound < np.abs(weight).max() <= bound * (1 + 1e-6)
+        np.testing.assert_allclose(weight.std(), bound / np.sqrt(3), rtol=0.05)
+
+
 def test_a_learned_p_has_a_gradient_and_stays_in_bounds():
     for learn_p in (True, False):
         net = trained_form(classes=5, learn_p=learn_p)

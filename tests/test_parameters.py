@@ -7,7 +7,7 @@ import pytest
 
 from cgd.environment import mx
 from cgd.errors import InputError
-from cgd.parameters import read_arrays
+from cgd.parameters import read_arrays, write_arrays
 
 VALUES = np.arange(6, dtype=np.float32).reshape(2, 3)
 HEADS = {
@@ -17,9 +17,12 @@ HEADS = {
 }
 
 
-def by_hand(head, names=(b"arg:a",), arrays=1):
-    """The bytes of a file with one array, as MXNet's source lays them out."""
-    array = head + struct.pack("<iii", 1, 0, 0) + VALUES.tobytes()
+CPU, GPU_3 = (1, 0), (2, 3)  # the kind of the device, and its number
+
+
+def by_hand(head, names=(b"arg:a",), arrays=1, devices=(CPU,)):
+    """The bytes of a file with one array for each device, as MXNet's source lays them out."""
+    array = b"".join(head + struct.pack("<iii", *device, 0) + VALUES.tobytes() for device in devices)
     end = b"".join(struct.pack("<Q", len(name)) + name for name in names)
     return struct.pack("<QQQ", 0x112, 0, arrays) + array + struct.pack("<Q", len(names)) + end
 
@@ -28,6 +31,35 @@ def by_hand(head, names=(b"arg:a",), arrays=1):
 def test_every_age_of_the_format_is_read(tmp_path, age):
     (tmp_path / "a.params").write_bytes(by_hand(HEADS[age]))
     np.testing.assert_array_equal(read_arrays(tmp_path / "a.params")["arg:a"].asnumpy(), VALUES)
+
+
+@pytest.mark.parametrize("age", HEADS)
+@pytest.mark.parametrize("devices", [(CPU, GPU_3), (GPU_3, GPU_3), (GPU_3, (1, 1)), ((3, 0), (5, 0))])
+def test_arrays_of_any_device_are_loaded_on_the_cpu(tmp_path, monkeypatch, age, devices):
+    """The CPU build ignores the device, the GPU build loads the array there: so what it is given is looked at."""
+    names, given, load = (b"arg:a", b"aux:b"), [], mx.nd.load_frombuffer
+    monkeypatch.setattr(mx.nd, "load_frombuffer", lambda data: given.append(data) or load(data))
+    monkeypatch.setattr(mx.nd, "load", lambda file: pytest.fail("the file was loaded as it stands"))
+    (tmp_path / "a.params").write_bytes(by_hand(HEADS[age], names, 2, devices))
+    found = read_arrays(tmp_path / "a.params")
+    assert given == [by_hand(HEADS[age], names, 2, (CPU, CPU))]
+    assert sorted(found) == ["arg:a", "aux:b"]
+    for value in found.values():
+        assert value.context == mx.cpu()
+        np.testing.assert_array_equal(value.asnumpy(), VALUES)
+
+
+def test_a_file_of_the_cpu_is_not_copied(tmp_path, monkeypatch):
+    monkeypatch.setattr(mx.nd, "load_frombuffer", lambda data: pytest.fail("the file was copied"))
+    (tmp_path / "a.params").write_bytes(by_hand(HEADS["since MXNet 1.0"]))
+    np.testing.assert_array_equal(read_arrays(tmp_path / "a.params")["arg:a"].asnumpy(), VALUES)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_arrays_of_any_device_are_written_from_the_cpu(tmp_path, number):
+    """A second CPU context stands in for a GPU."""
+    write_arrays(tmp_path / "a.params", {"arg:a": mx.nd.array(VALUES, ctx=mx.cpu(number))})
+    assert (tmp_path / "a.params").read_bytes() == by_hand(HEADS["since MXNet 1.0"])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "uint8", "int32", "int8", "int64"])
