@@ -1,6 +1,5 @@
 """The paper's tables: rows are runs of train.py, shared between processes, and what comes of them is told right."""
 
-import itertools
 import json
 import os
 import signal
@@ -271,27 +270,19 @@ def test_a_study_keeps_its_setting(tmp_path):
         runs.open_study(tmp_path / "a")
 
 
-def test_permutation_test_against_all_deals():
-    assert results.permutation_test([3, 4, 5], [0, 1, 2]) == 1 / 20
-    assert results.permutation_test([0, 1, 2], [3, 4, 5]) == 1
-    assert results.permutation_test([2, 3], [0, 1]) is None  # 1/6 at best
-    assert results.permutation_test([5], list(range(5))) is None and results.permutation_test([50], list(range(19)))
-    scores = np.random.RandomState(0).normal(size=9)
-    high, low = scores[:4] + 0.5, scores[4:]
-    pooled = np.concatenate([high, low])
-    deals = [list(deal) for deal in itertools.combinations(range(9), 4)]
-    differences = [pooled[deal].mean() - np.delete(pooled, deal).mean() for deal in deals]
-    expected = np.mean(np.array(differences) >= high.mean() - low.mean() - 1e-12)
-    assert results.permutation_test(list(high), list(low)) == pytest.approx(expected)
-    assert 0 < expected < 0.5
-
-
-def test_permutation_test_of_many_scores_takes_a_sample():
-    stats = pytest.importorskip("scipy.stats")
-    high, low = np.random.RandomState(1).normal(size=(2, 14))
-    high = high + 0.5
-    exact = stats.ttest_ind(high, low, alternative="greater").pvalue  # close to it for normal scores
-    assert results.permutation_test(list(high), list(low)) == pytest.approx(exact, abs=0.02)
+def test_a_paired_difference_by_hand():
+    # Seeds 1, 2 and 4 are in both rows: 0.1, 0.2, -0.3. Mean 0, squared deviations 0.01 + 0.04 + 0.09 over n - 1 = 2.
+    first, second = {0: 9.0, 1: 0.5, 2: 0.6, 4: 0.4}, {4: 0.7, 2: 0.4, 1: 0.4, 3: -9.0}
+    paired = results.paired_difference(first, second)
+    assert (paired["seeds"], paired["first_better"]) == ([1, 2, 4], 2)
+    assert paired["difference"] == pytest.approx(0) and paired["deviation"] == pytest.approx(0.07**0.5)
+    # what a seed does to both rows alike is not in the deviation
+    alike = results.paired_difference({0: 0.25, 1: 0.75}, {0: 0.125, 1: 0.625})
+    assert (alike["difference"], alike["deviation"], alike["first_better"]) == (0.125, 0, 2)
+    equal = results.paired_difference({7: 0.5}, {7: 0.5})
+    assert equal == {"seeds": [7], "difference": 0, "deviation": None, "first_better": 0}
+    apart = results.paired_difference({0: 0.5}, {1: 0.4})
+    assert apart == {"seeds": [], "difference": None, "deviation": None, "first_better": 0}
 
 
 def study_with(tmp_path, table, scores, dataset="cub200", **more):
@@ -314,18 +305,28 @@ def test_rendered_figures_against_numpy(tmp_path):
         assert rows[name]["best"]["1"][0] == pytest.approx(np.mean(firsts) + 0.005)
         assert [run["seed"] for run in rows[name]["runs"]] == [0, 1, 2]
     (step,) = record["tables"]["1"]["order"]
-    assert step["holds"] and step["p"] == 1 / 20 and step["difference"] == pytest.approx(0.7166667 - 0.62)
+    differences = np.subtract(*scores.values())
+    assert step["difference"] == pytest.approx(differences.mean()) and step["seeds"] == [0, 1, 2]
+    assert step["deviation"] == pytest.approx(differences.std(ddof=1)) and step["first_better"] == 3
     text = results.markdown(record)
     assert "| both | - | 3 | 0.7167 ± 0.0208 | 0.8167 ± 0.0208 | 0.7217 ± 0.0208 |" in text
     assert "| classification loss alone | - | 0 | - | - | - |" in text
-    assert "both > ranking loss alone. Here too, by +9.7 points (p = 0.05)." in text
+    paired = "+0.0967 ± 0.0351 over 3 seeds, better in 3 of 3"
+    assert "both > ranking loss alone. Here: {}.\n".format(paired) in text and "paired by seed" in text
     assert "train 70 images of 5 identities, test 80 images of 6 identities" in text
     assert "commit 012345678-dirty" in text and "Weights at the start: the model zoo's." in text
     line = next(line for line in results.digest(record, "all.md").splitlines() if "Table 1" in line)
-    assert (
-        "both 0.7167 ± 0.0208 · ranking loss alone 0.6200 ± 0.0265 | both > ranking loss alone: holds (p = 0.05)"
-        in line
-    )
+    spreads = "both 0.7167 ± 0.0208 · ranking loss alone 0.6200 ± 0.0265"
+    assert "{} | both > ranking loss alone: {} |".format(spreads, paired) in line
+
+
+def test_rows_without_a_common_seed_have_no_difference(tmp_path):
+    study = runs.Study(tmp_path / "cub200", "cub200")
+    for seed, row in enumerate(("both", "ranking loss alone")):
+        pretend(study.job(row_named("1", row), seed), recalls(0.5))
+    record = results.collect(study)
+    assert "both > ranking loss alone. Here: no seed in common.\n" in results.markdown(record)
+    assert "both > ranking loss alone: no seed in common |" in results.digest(record, "all.md")
 
 
 def test_an_order_of_groups_compares_the_best_of_each(tmp_path):
@@ -334,8 +335,16 @@ def test_an_order_of_groups_compares_the_best_of_each(tmp_path):
     scores["M"] = [0.9]
     study = study_with(tmp_path, "configurations", scores)
     (step,) = results.collect(study)["tables"]["configurations"]["order"]
-    assert (step["better"], step["worse"], step["holds"], step["p"]) == ("GM", "M", False, None)
-    assert "Here not, by -32.0 points (too few seeds for a test)" in results.markdown(results.collect(study))
+    assert (step["better"], step["worse"], step["first_better"]) == ("GM", "M", 0)
+    record = results.collect(study)
+    assert "GM > M. Here: -0.3200 over 1 seed, better in 0 of 1. GM is the best of 6 rows and M" in results.markdown(
+        record
+    )
+    assert "selected by this same score: a difference in its favour is optimistic.\n" in results.markdown(record)
+    assert "GM (best of 6) > M (best of 3): -0.3200" in results.digest(record, "all.md")
+    # a row that stands alone in its entry was not selected
+    alone = results.collect(study_with(tmp_path, "4", {"concat": [0.5], "sum": [0.4]}, "sop"))
+    assert "optimistic" not in results.markdown(alone) and "best of" not in results.digest(alone, "all.md")
     # with one of the pairs not run nothing can be said of the best pair
     (study.job(row_named("configurations", "SM"), 0).folder / "last.json").unlink()
     assert results.collect(study)["tables"]["configurations"]["order"] == []
