@@ -1,10 +1,12 @@
 """The paper's tables: rows are runs of train.py, shared between processes, and what comes of them is told right."""
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from PIL import Image
 
 import train
-from cgd import birds, curves, datasets, paper, plots, rates, recipes, results, runs, tables
+from cgd import birds, curves, datasets, paper, plots, rates, recipes, results, runs, tables, trainer
 from cgd.environment import mx
 from cgd.errors import InputError
 from conftest import ROOT, children_of, command, command_here, running, wait_until
@@ -134,6 +136,106 @@ def test_dry_run_prints_plain_commands_of_what_is_missing(tmp_path):
     assert not (folder / "setting.json").exists()
 
 
+def workers_in(words):
+    return [words[place + 1] for place, word in enumerate(words) if word == "--num-workers"]
+
+
+@pytest.mark.parametrize(
+    "cores, gpus, flags, expected",
+    [
+        (12, "0", [], []),  # train.py's default
+        (12, "0,1,2", [], ["4"]),
+        (64, "0,1", [], ["8"]),
+        (2, "-1,-1,-1", [], ["1"]),
+        (12, "0,1,2", ["--num-workers", "3"], ["3"]),
+        (12, "0,1,2", ["--num-workers=0"], ["0"]),
+        (12, "0,1,2", ["--num-w", "5"], ["5"]),  # train.py takes a flag's beginning too
+    ],
+)
+def test_runs_side_by_side_share_the_cores(cores, gpus, flags, expected, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(runs, "usable_cores", lambda: cores)
+    study = runs.Study(tmp_path / "cub200", "cub200", tuple(flags))
+    first, second = (study.job(row, 0) for row in paper.TABLES["4"].rows)
+    pretend(first, recalls(0.5))
+    (first.folder / "last.json").unlink()
+    words = words_of(study, "--table", "4", "--gpus={}".format(gpus), "--dry-run", "--", *flags)
+    monkeypatch.setattr(sys, "argv", list(map(str, words[1:])))
+    tables.main()
+    resume, begin = (line.split()[2:] for line in capfd.readouterr().out.splitlines())
+    assert resume[0] == "--resume" and workers_in(resume) == expected
+    options = train.arguments(begin)
+    assert options.output_dir == str(second.folder) and train.recipe_of(options) == second.recipe
+    assert begin.count("--num-workers") <= 1
+    if expected:
+        assert options.num_workers == int(expected[0])
+    else:
+        assert "--num-workers" not in begin
+
+
+# In the place of train.py: takes its time, and stops once where the folder holds `stop`.
+STAND_IN = """
+import json, sys, time
+from pathlib import Path
+folder = Path(sys.argv[sys.argv.index("--resume" if "--resume" in sys.argv else "--output-dir") + 1])
+time.sleep({seconds})
+(folder / "arguments.json").write_text(json.dumps({{"command": sys.argv, "recipe": {{}}}}))
+with open(str(folder / "log.jsonl"), "a") as log:
+    log.write("a line\\n")
+if (folder / "stop").exists():
+    (folder / "stop").unlink()
+    sys.exit(1)
+for name in ("last", "best"):
+    (folder / (name + ".json")).write_text(json.dumps({{"iteration": 1500, "recall": {{"1": 0.5}}}}))
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """A job whose train.py is the stand-in; how long that takes."""
+    (tmp_path / "stand_in.py").write_text(STAND_IN.format(seconds=0.5))
+    monkeypatch.setattr(runs, "TRAIN", tmp_path / "stand_in.py")
+    return runs.Study(tmp_path / "cub200", "cub200").job(paper.TABLES["4"].rows[0], 0), 0.5
+
+
+def test_the_time_of_a_run_adds_up_over_its_stops(stand_in):
+    job, seconds = stand_in
+    job.folder.mkdir(parents=True)
+    (job.folder / "stop").touch()
+    start = time.time()
+    with pytest.raises(InputError, match="1 of 1 runs failed"):
+        runs.Runner([job], [-1]).run()
+    first = time.time() - start
+    assert job.state() == "begun" and seconds < job.seconds() <= first
+    time.sleep(2 * seconds)  # between its processes nothing counts
+    start = time.time()
+    runs.Runner([job], [-1]).run()
+    assert job.state() == "finished" and 2 * seconds < job.seconds() <= first + time.time() - start
+
+
+def test_the_time_of_a_run_that_no_runner_waited_for_is_not_known(stand_in):
+    job, _ = stand_in
+    job.folder.mkdir(parents=True)
+    (job.folder / "stop").touch()
+    with pytest.raises(InputError):
+        runs.Runner([job], [-1]).run()
+    (job.folder / "stop").touch()
+    assert subprocess.call([sys.executable, *job.resume(-1)]) == 1  # a part of it by hand
+    assert job.seconds() is None
+    runs.Runner([job], [-1]).run()
+    assert job.state() == "finished" and job.seconds() is None
+    # nor of one that an earlier program left
+    (job.folder / "time.json").unlink()
+    assert job.seconds() is None
+
+
+def test_the_number_of_workers_does_not_identify_a_run(stand_in, monkeypatch):
+    job, _ = stand_in
+    monkeypatch.setattr(runs, "usable_cores", lambda: 6)
+    runs.Runner([job], [-1, -1]).run()
+    assert workers_in(json.loads((job.folder / "arguments.json").read_text())["command"]) == ["3"]
+    assert job.state() == "finished" and "num" not in str(job.folder.relative_to(job.folder.parents[1]))
+
+
 def test_the_main_table_is_of_the_papers_four_data_sets(tmp_path):
     done = command("-m", "cgd.tables", "--table", "main", "--dry-run", "--output-dir", tmp_path, "--seeds", 2)
     assert [line.split()[3] for line in done.stdout.splitlines()] == [
@@ -173,11 +275,11 @@ def test_a_broken_run_goes_on(small_study, tmp_path):
     # stopped: so is the run, which keeps its state
     stopped = start()
     assert wait_until((first.folder / "state.npz").exists, 60)
-    (trainer,) = children_of(stopped.pid)
+    (training,) = children_of(stopped.pid)
     stopped.send_signal(signal.SIGTERM)
     _, errors = stopped.communicate(timeout=60)
     assert stopped.returncode == 130 and b"Traceback" not in errors
-    assert not os.path.exists("/proc/{}".format(trainer))
+    assert not os.path.exists("/proc/{}".format(training))
     assert first.state() == "begun"
 
     # a run that fails is told, and the others are done all the same
@@ -206,14 +308,14 @@ def test_a_run_whose_starter_was_killed_is_not_begun_beside_it(small_study, tmp_
     starter = subprocess.Popen([sys.executable, *map(str, words)], cwd=str(ROOT), stdout=subprocess.DEVNULL)
     folder = study.job(paper.TABLES["4"].rows[0], 0).folder
     assert wait_until((folder / "arguments.json").exists, 60)
-    (trainer,) = children_of(starter.pid)
+    (training,) = children_of(starter.pid)
     starter.kill()
     starter.wait()
     try:
         with runs.claimed(folder) as claim:
-            assert claim is None and running(trainer)
+            assert claim is None and running(training)
     finally:
-        os.kill(trainer, signal.SIGKILL)
+        os.kill(training, signal.SIGKILL)
     # Not before its last thread has ended, which may be later than its process is a zombie.
     assert wait_until(lambda: claimable(folder))
 
@@ -440,6 +542,52 @@ def test_list_says_what_is_missing(tmp_path, monkeypatch, capfd):
     # 1,500 x 128 pictures at 100 a second, 15 evaluations of 5,924 at 1,000
     seconds = 1500 * 128 / 100 + 15 * 5924 / 1000
     assert "MG, as on CUB200           {:.0f} min".format(seconds / 60) in told
+
+
+def test_list_has_the_time_of_a_finished_run(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(rates, "measure", lambda recipe, device: rates.Rates(100.0, 1000.0))
+    study = study_with(tmp_path, "2", {"neither": [0.5], "smoothing": [0.5], "temperature": [0.5]})
+    neither, smoothing = (study.job(row_named("2", name), 0) for name in ("neither", "smoothing"))
+    neither.keep_seconds(125.0)
+    smoothing.keep_seconds(125.0)
+    (smoothing.folder / "last.json").unlink()  # only begun
+    monkeypatch.setattr(sys, "argv", list(map(str, words_of(study, "--list", "--table", "2", "--gpus", "-1")[1:])))
+    tables.main()
+    told = capfd.readouterr().out
+    estimate = "{:.0f} min".format((1500 * 128 / 100 + 15 * 5924 / 1000) / 60)
+    assert [line.split(None, 1)[1].strip() for line in told.splitlines() if line.startswith("    ")] == [
+        "took 2 min",
+        estimate,
+        estimate,  # finished, by a program that kept no time
+        estimate,
+    ]
+
+
+def test_measured_rates_survive_a_busy_machine(monkeypatch):
+    """A step that is slow at first, and then whenever another program has the cores."""
+    calls, sizes = itertools.count(), set()
+
+    def step(_, pictures, identities):
+        call = next(calls)
+        sizes.add((pictures.shape, len(identities)))
+        time.sleep(0.3 if call < 4 or call % 3 else 0.05)
+
+    monkeypatch.setattr(trainer.Trainer, "step", step)
+    recipe = recipes.replace(recipes.RECIPES["demo"], backbone="mobilenetv2_0.25", batch_size=12)
+    start = time.time()
+    measured = rates.measure(recipe, mx.cpu())
+    assert sizes == {((12, 48, 48, 3), 12)}  # the recipe's own batch
+    assert 12 / 0.1 < measured.training <= 12 / 0.05
+    assert time.time() - start < 2 * rates.SECONDS + 10
+
+
+def test_measuring_a_slow_network_takes_few_small_batches(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(trainer.Trainer, "step", lambda _, pictures, identities: sizes.append(len(pictures)))
+    monkeypatch.setattr(rates, "SECONDS", 0.0)
+    recipe = recipes.replace(recipes.RECIPES["cub200"], backbone="mobilenetv2_0.25")
+    rates.measure(recipe, mx.cpu())
+    assert sizes == [16] * rates.CALLS
 
 
 def test_measured_rates_are_of_this_network():
