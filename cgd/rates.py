@@ -1,5 +1,6 @@
 """How long a run takes on the device at hand, from a few batches of noise."""
 
+import math
 import time
 from typing import NamedTuple
 
@@ -8,8 +9,9 @@ import numpy as np
 from cgd import datasets, recipes, trainer
 from cgd.environment import mx
 
-ON_CPU = 16  # images a batch: enough there for the rate of larger ones
-ROUNDS = 2
+CPU_PIXELS = 16 * 224 * 224  # of a batch: enough there for the rate of larger ones
+SECONDS = 4.0  # for the training and for the inference of a network
+CALLS = 3  # at the least
 
 
 class Rates(NamedTuple):
@@ -25,9 +27,15 @@ class Rates(NamedTuple):
 
 
 def measure(recipe, device):
-    """The rates of a recipe's network on a device, the reading of pictures not counted: that has cores of its own."""
-    images = recipe.batch_size if device.device_type == "gpu" else ON_CPU
-    small = recipes.replace(recipe, batch_size=images, images_per_identity=2)
+    """The rates of a recipe's network on a device, the reading of pictures not counted: that has cores of its own.
+
+    By the recipe's own batch, or on a CPU a part of it where it is large.
+    """
+    images = recipe.batch_size
+    if device.device_type == "cpu":
+        images = min(images, max(2, CPU_PIXELS // (recipe.image_width * recipe.image_height)))
+    images = max(2, images - images % 2)
+    small = recipes.replace(recipe, batch_size=images, images_per_identity=2, lr=0.0)  # noise can make it diverge
     records = [datasets.Record(None, n // 2, None, n) for n in range(images)]
     run = trainer.Trainer(
         trainer.build(small, datasets.Dataset("noise", records, records, (1,)), [device]),
@@ -41,15 +49,20 @@ def measure(recipe, device):
     identities = np.array([record.identity for record in records], dtype="float32")
     inputs = mx.nd.zeros((images, 3, recipe.image_height, recipe.image_width), ctx=device)
     return Rates(
-        images / _seconds(lambda: run.step(pictures, identities)), images / _seconds(lambda: run.net.embed(inputs))
+        images / _fastest(lambda: run.step(pictures, identities)), images / _fastest(lambda: run.net.embed(inputs))
     )
 
 
-def _seconds(function):
-    function()
-    mx.nd.waitall()
-    start = time.time()
-    for _ in range(ROUNDS):
+def _fastest(function):
+    """Seconds of the fastest of several calls.
+
+    The first ones set up buffers and kernels, and another program may hold a core in any: both make a call slower, and
+    nothing makes one faster than it is on a machine that is free.
+    """
+    best, calls, end = math.inf, 0, time.monotonic() + SECONDS
+    while calls < CALLS or time.monotonic() < end:
+        start = time.monotonic()
         function()
         mx.nd.waitall()
-    return (time.time() - start) / ROUNDS
+        best, calls = min(best, time.monotonic() - start), calls + 1
+    return best

@@ -1,19 +1,19 @@
 """What the runs of a study came to: the tables as Markdown and JSON, and what README shows of them."""
 
-import itertools
 import json
-import math
 import statistics
 
 from cgd import datasets, paper, recipes
 from cgd.errors import InputError
 from cgd.files import replacing
 
-LEVEL = 0.05  # of significance
-MOST_DEALS = 200000  # beyond, the permutation test looks at a sample
 SCORES = (
     "Mean and standard deviation over the seeds, after the last iteration; the last column is of the best of the looks "
     "at the test half, which flatters. A dash: not known of the paper, or not run here."
+)
+PAIRED = (
+    "Steps of the paper's order: the difference of the first recall after the last iteration, paired by seed; mean and "
+    "standard deviation over the seeds that both rows have, and in how many of them the first row was better."
 )
 MADE = "Made by `python -m cgd.tables --render`."
 
@@ -35,7 +35,7 @@ def collect(study, names=None):
         rows = [_row(study, row) for row in study.rows(table)]
         run = sum(bool(row["runs"]) for row in rows)
         if names or run >= min(2, len(rows)) > 0:
-            tables[name] = {"title": table.title, "note": table.note, "rows": rows, "order": verdicts(table, rows)}
+            tables[name] = {"title": table.title, "note": table.note, "rows": rows, "order": steps_of(table, rows)}
     return {
         "name": study.folder.name,
         "dataset": study.dataset,
@@ -80,56 +80,52 @@ def _ranks(study, tables):
 
 def first_rank(row):
     """The scores that are compared: the first recall after the last iteration, of each seed."""
-    return [next(iter(run["last"].values())) for run in row["runs"]]
+    return list(_by_seed(row).values())
 
 
-def verdicts(table, rows):
-    """For each step of the paper's order: whether these runs agree.
+def _by_seed(row):
+    return {run["seed"]: next(iter(run["last"].values())) for run in row["runs"]}
 
-    Compared is the first recall after the last iteration. Where an entry of the order names several rows, the best of
-    them stands for it, chosen by that very score.
+
+def steps_of(table, rows):
+    """How these runs agree with each step of the paper's order.
+
+    Where an entry of the order names several rows, the best of them stands for it. It is selected by the score that is
+    then compared, which makes a difference in its favour optimistic.
     """
     by_name = {row["name"]: row for row in rows}
     best = []
     for names in table.order:
         found = [by_name[name] for name in names if by_name[name]["runs"]]
         complete = len(found) == len(names)
-        best.append(max(found, key=lambda row: statistics.mean(first_rank(row))) if complete else None)
-    return [verdict(better, worse) for better, worse in zip(best, best[1:]) if better and worse]
+        best.append((max(found, key=lambda row: statistics.mean(first_rank(row))), len(names)) if complete else None)
+    return [_step(*pair) for pair in zip(best, best[1:]) if all(pair)]
 
 
-def verdict(better, worse):
-    """Whether one row is better than another, as JSON."""
-    scores = first_rank(better), first_rank(worse)
-    difference = statistics.mean(scores[0]) - statistics.mean(scores[1])
+def _step(better, worse):
+    """One step, as JSON: two rows, of how many each is the best, and their paired difference."""
+    (first, first_of), (second, second_of) = better, worse
     return {
-        "better": better["name"],
-        "worse": worse["name"],
-        "difference": difference,
-        "holds": difference > 0,
-        "p": permutation_test(*scores),
+        "better": first["name"],
+        "better_of": first_of,
+        "worse": second["name"],
+        "worse_of": second_of,
+        **paired_difference(_by_seed(first), _by_seed(second)),
     }
 
 
-def permutation_test(high, low):
-    """One-sided p of the difference of two means, from the scores alone: how often chance does as well.
+def paired_difference(first, second):
+    """The difference of two rows' scores over the seeds that both have, as JSON.
 
-    That is the share of all ways to deal the scores out to two groups of these sizes in which the first group's mean is
-    as far above the second's (for many scores, of a sample of them). None where even the clearest difference could not
-    reach a p of 0.05, as with two seeds each: three are needed.
+    first, second : {seed: score}
+    -> the seeds, the mean difference and its standard deviation (None without enough of them), and in how many of them
+    the first row was better
     """
-    scores, size = list(high) + list(low), len(high)
-    deals = math.factorial(len(scores)) // math.factorial(size) // math.factorial(len(low))
-    if deals * LEVEL < 1:
-        return None
-    if deals <= MOST_DEALS:
-        sums = [sum(group) for group in itertools.combinations(scores, size)]
-        return sum(total >= sum(high) - 1e-9 for total in sums) / len(sums)
-    from numpy.random import RandomState
-
-    generator = RandomState(0)
-    sums = [sum(generator.permutation(scores)[:size]) for _ in range(MOST_DEALS // 10)]
-    return (1 + sum(total >= sum(high) - 1e-9 for total in sums)) / (1 + len(sums))
+    seeds = sorted(set(first) & set(second))
+    differences = [first[seed] - second[seed] for seed in seeds]
+    mean, deviation = mean_and_deviation(differences) if differences else (None, None)
+    wins = sum(difference > 0 for difference in differences)
+    return {"seeds": seeds, "difference": mean, "deviation": deviation, "first_better": wins}
 
 
 def markdown(record):
@@ -160,6 +156,7 @@ def _heading(record):
         "- Program: {}.".format("; ".join(versions + (["commit " + ", ".join(commits)] if commits else []))),
         "",
         SCORES,
+        *([PAIRED] if any(table["order"] for table in record["tables"].values()) else []),
         MADE,
     ]
 
@@ -190,25 +187,43 @@ def _figure(value):
     return "-" if value is None else "{:.4f}".format(value)
 
 
-def _spread(pair):
+def _spread(pair, mean_as="{:.4f}"):
     if not pair:
         return "-"
     mean, deviation = pair
-    return _figure(mean) if deviation is None else "{:.4f} ± {:.4f}".format(mean, deviation)
+    return mean_as.format(mean) + ("" if deviation is None else " ± {:.4f}".format(deviation))
 
 
 def _sentence(step):
     """One step of the paper's order, in words."""
-    text = "The paper: {better} > {worse}. Here {agreement}, by {points:+.1f} points".format(
-        agreement="too" if step["holds"] else "not", points=100 * step["difference"], **step
+    text = "The paper: {better} > {worse}. Here: {difference}.".format(**dict(step, difference=_difference(step)))
+    selected = [
+        "{} is the best of {} rows".format(step[side], step[side + "_of"])
+        for side in ("better", "worse")
+        if step[side + "_of"] > 1
+    ]
+    if selected:
+        text += " {}, selected by this same score: a difference in its favour is optimistic.".format(
+            " and ".join(selected)
+        )
+    return text
+
+
+def _difference(step):
+    if not step["seeds"]:
+        return "no seed in common"
+    return "{} over {} seed{}, better in {} of {}".format(
+        _spread((step["difference"], step["deviation"]), "{:+.4f}"),
+        len(step["seeds"]),
+        "s" if len(step["seeds"]) > 1 else "",
+        step["first_better"],
+        len(step["seeds"]),
     )
-    return "{} ({}).".format(text, _certainty(step))
 
 
-def _certainty(step):
-    if step["p"] is None:
-        return "too few seeds for a test"
-    return "p = {:.2g}{}".format(step["p"], "" if step["p"] <= LEVEL else ", not significant")
+def _entry(step, side):
+    """A row of a step; where it was selected, of how many."""
+    return step[side] + (" (best of {})".format(step[side + "_of"]) if step[side + "_of"] > 1 else "")
 
 
 def digest(record, link):
@@ -217,7 +232,7 @@ def digest(record, link):
         [
             "",
             "R@{} after the last iteration, best first".format(record["ranks"][0]),
-            "the paper's order (p from three seeds on)",
+            "the paper's order: difference, paired by seed",
         ],
         ["---"] * 3,
     ]
@@ -226,12 +241,7 @@ def digest(record, link):
         run.sort(key=lambda row: -statistics.mean(first_rank(row)))
         figures = " · ".join("{} {}".format(row["name"], _spread(row["last"][record["ranks"][0]])) for row in run)
         steps = " · ".join(
-            "{} > {}: {}{}".format(
-                step["better"],
-                step["worse"],
-                "holds" if step["holds"] else "does not hold",
-                "" if step["p"] is None else " ({})".format(_certainty(step)),
-            )
+            "{} > {}: {}".format(_entry(step, "better"), _entry(step, "worse"), _difference(step))
             for step in table["order"]
         )
         lines.append([table["title"], figures, steps or "-"])

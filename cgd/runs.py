@@ -1,7 +1,8 @@
 """Runs of train.py for the rows of tables: a folder for each row and seed, begun, gone on with, and shared.
 
     STUDY/setting.json                  the data set, and the flags that all runs have in common
-    STUDY/config=SG/seed-0/             what train.py writes; `output.txt`, what it said; `claim`, locked while it runs
+    STUDY/config=SG/seed-0/             what train.py writes; `output.txt`, what it said; `time.json`, how long it took;
+                                        `claim`, locked while it runs
 
 A folder's name says what the row changes in the study's recipe, so that rows of several tables that are the same run
 share it.
@@ -26,6 +27,8 @@ from cgd.files import replacing
 from cgd.machine import usable_cores
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
+
+MOST_WORKERS = 8  # loader processes of a run, where several share the cores
 
 # What a row, a seed or a device says; in the flags that all runs share it would be a contradiction.
 NOT_SHARED = "--dataset --resume --output-dir --seed --gpu --gpus --kvstore --pretrained-model".split()
@@ -81,15 +84,28 @@ class Job(NamedTuple):
     flags: Tuple[str, ...]
     seed: int
 
-    def command(self, gpu):
-        """train.py's words, to begin the run."""
-        words = (*self.flags, "--seed", self.seed, "--gpu", gpu, "--output-dir", self.folder)
+    def command(self, gpu, workers=None):
+        """train.py's words, to begin the run.
+
+        workers : loader processes, unless the job's flags say how many; None for train.py's default. As the device,
+            they are no part of what identifies the run.
+        """
+        own = () if workers is None or self._given_workers() is not None else ("--num-workers", workers)
+        words = (*self.flags, "--seed", self.seed, "--gpu", gpu, *own, "--output-dir", self.folder)
         return [os.path.relpath(str(TRAIN)), *map(str, words)]
 
-    def resume(self, gpu):
-        """train.py's words, to go on with it."""
+    def resume(self, gpu, workers=None):
+        """train.py's words, to go on with it; workers : as above, in the place of those that it was begun with."""
+        given = self._given_workers()
+        workers = workers if given is None else given
+        own = () if workers is None else ("--num-workers", workers)
         again = [flag for flag in self.flags if flag == "--tf32"]  # it acts before train.py reads the run's own command
-        return [os.path.relpath(str(TRAIN)), "--resume", str(self.folder), "--gpu", str(gpu), *again]
+        return [os.path.relpath(str(TRAIN)), *map(str, ("--resume", self.folder, "--gpu", gpu, *own, *again))]
+
+    def _given_workers(self):
+        parser = Parser(prog="train.py", add_help=False)
+        parser.add_argument("--num-workers")
+        return parser.parse_known_args(list(self.flags))[0].num_workers
 
     def state(self):
         """ "missing", "begun" or "finished". Raises InputError when the folder holds a run of another recipe."""
@@ -110,6 +126,24 @@ class Job(NamedTuple):
         except InputError:
             return "begun"
         return "finished" if last.get("iteration") == self.recipe.iterations and last.get("recall") else "begun"
+
+    def seconds(self):
+        """How long the run's processes took together; None where that is not known.
+
+        The time was taken for a certain length of the log: a process that no Runner waited for has changed that.
+        """
+        try:
+            record, length = read_json(self.folder / "time.json"), (self.folder / "log.jsonl").stat().st_size
+        except (InputError, OSError):
+            return None
+        return record.get("seconds") if record.get("log_length") == length else None
+
+    def keep_seconds(self, seconds):
+        """Writes what `seconds` gives, once the run has a log."""
+        if (self.folder / "log.jsonl").exists():
+            record = {"seconds": seconds, "log_length": (self.folder / "log.jsonl").stat().st_size}
+            with replacing(self.folder / "time.json") as part:
+                part.write_text(json.dumps(record) + "\n")
 
     def scores(self):
         """What a finished run came to, as JSON; None for another. Recalls are {K: recall}."""
@@ -202,8 +236,10 @@ class Runner:
 
     def __init__(self, jobs, gpus):
         self.jobs, self.gpus = jobs, gpus
-        # Runs that share cores must not each take all: their threads wait for one another without sleeping.
+        # Runs that share cores must not each take all: the threads of those on the CPU wait for one another without
+        # sleeping, and each run has loader processes.
         self.threads = max(1, usable_cores() // max(1, sum(gpu < 0 for gpu in gpus)))
+        self.workers = max(1, min(MOST_WORKERS, usable_cores() // len(gpus))) if len(gpus) > 1 else None
         self.processes, self.failed, self.stopping = {}, [], threading.Event()
 
     def run(self):
@@ -227,6 +263,11 @@ class Runner:
                 )
             )
 
+    def words(self, job, gpu):
+        """train.py's words for a job, to begin it or to go on with it."""
+        words = job.command if job.state() == "missing" else job.resume
+        return words(gpu, self.workers)
+
     def _lane(self, gpu):
         for job in self.jobs:
             if self.stopping.is_set():
@@ -236,7 +277,8 @@ class Runner:
                     self._train(job, gpu, claim)
 
     def _train(self, job, gpu, claim):
-        words, start = job.command(gpu) if job.state() == "missing" else job.resume(gpu), time.time()
+        words, start = self.words(job, gpu), time.monotonic()
+        before = 0 if job.state() == "missing" else job.seconds()
         tell("begin  {}  (GPU {})".format(job.folder, gpu) if gpu >= 0 else "begin  {}".format(job.folder))
         with open(str(job.folder / "output.txt"), "ab") as output:
             process = subprocess.Popen(
@@ -253,6 +295,8 @@ class Runner:
             process.terminate()
         code = process.wait()
         del self.processes[job]
+        seconds = time.monotonic() - start
+        job.keep_seconds(None if before is None else before + seconds)
         if self.stopping.is_set():
             tell("stop   {}".format(job.folder))
         elif code or job.state() != "finished":
@@ -262,7 +306,7 @@ class Runner:
             )
         else:
             recalls = "  ".join("R@{} {:.4f}".format(*pair) for pair in job.scores()["last"].items())
-            tell("end    {}  {}  ({:.0f} s)".format(job.folder, recalls, time.time() - start))
+            tell("end    {}  {}  ({:.0f} s)".format(job.folder, recalls, seconds))
 
 
 def tell(text):

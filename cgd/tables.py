@@ -33,7 +33,8 @@ def arguments(words):
         prog="python -m cgd.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--list", action="store_true", help="show tables, rows, the data they need and the time they take here")
+    help_ = "show tables, rows, the data they need and the time they take here: estimated, or measured if finished"
+    add("--list", action="store_true", help=help_)
     add("--table", metavar="NAME,...", help="the tables to run or show: {}, or all".format(", ".join(paper.TABLES)))
     add("--dataset", choices=list(datasets.SOURCES), help="default: cub200; main: each of the paper's four")
     add(
@@ -43,7 +44,10 @@ def arguments(words):
         metavar="N",
         help="runs of each row, with seeds 0 to N-1 (default: 1)",
     )
-    help_ = "one run at a time on each; -1 for the CPU, --gpus=-1,-1 for two runs on it (default: 0)"
+    help_ = (
+        "one run at a time on each; -1 for the CPU, --gpus=-1,-1 for two runs on it; several runs share the cores, "
+        "unless --num-workers stands after -- (default: 0)"
+    )
     add("--gpus", type=gpus, default=[0], metavar="N,N,...", help=help_)
     add("--dry-run", action="store_true", help="print the commands that would be run")
     add("--render", action="store_true", help="write the tables of what is finished, as Markdown and JSON")
@@ -132,16 +136,17 @@ def with_weights(job, folder):
 def run(options):
     """Runs what is missing, or prints what that would be."""
     jobs = jobs_of(options)
+    runner = runs.Runner(jobs, options.gpus)
     states = [job.state() for job in jobs]
     counts = ["{} {}".format(states.count(state), state) for state in ("finished", "begun", "missing")]
     print("{} runs: {}".format(len(jobs), ", ".join(counts)), file=sys.stderr)
     if options.dry_run:
         for job, state in zip(jobs, states):
             if state != "finished":
-                words = job.command(options.gpus[0]) if state == "missing" else job.resume(options.gpus[0])
+                words = runner.words(job, options.gpus[0])
                 print("python {}".format(" ".join(map(shlex.quote, words))))
         return
-    runs.Runner(jobs, options.gpus).run()
+    runner.run()
 
 
 def show(options):
@@ -150,6 +155,16 @@ def show(options):
 
     device = environment.context(options.gpus[0])
     measured = {}
+
+    def time_of(job, tested):
+        recipe, took = job.recipe, job.seconds() if job.state() == "finished" else None
+        if took is not None:
+            return "took {}".format(duration(took))
+        network = (recipe.backbone, recipe.keep_stride, recipe.image_width, recipe.image_height, recipe.batch_size)
+        if network not in measured:
+            measured[network] = rates.measure(recipe, device)
+        return duration(measured[network].seconds(recipe, tested))
+
     for study, names in studies_of(options, names_of(options)):
         data, tested = data_of(study)
         print("\n{}\n{}".format(study.folder, data))
@@ -157,13 +172,9 @@ def show(options):
             table = paper.TABLES[name]
             print("\n--table {:<15} {}".format(name, table.title))
             for row in study.rows(table):
-                recipe = study.job(row, 0).recipe
-                network = (recipe.backbone, recipe.keep_stride, recipe.image_width, recipe.image_height)
-                if network not in measured:
-                    measured[network] = rates.measure(recipe, device)
-                seconds = measured[network].seconds(recipe, tested)
-                print("    {:<26} {}".format(row.name, duration(seconds)), flush=True)
-    print("\nThe times are of one run on {}, from a few batches; reading pictures not counted.".format(device))
+                print("    {:<26} {}".format(row.name, time_of(study.job(row, 0), tested)), flush=True)
+    print("\nThe times are of one run on {}, from the fastest of several batches; reading pictures not".format(device))
+    print('counted. "took": the run with seed 0 is finished, and that is the time it had, reading included.')
 
 
 def data_of(study):

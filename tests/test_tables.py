@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 import train
-from cgd import birds, curves, datasets, paper, plots, rates, recipes, results, runs, tables
+from cgd import birds, curves, datasets, paper, plots, rates, recipes, results, runs, tables, trainer
 from cgd.environment import mx
 from cgd.errors import InputError
 from conftest import ROOT, children_of, command, command_here, running, wait_until
@@ -97,7 +98,7 @@ def test_the_words_of_a_job_are_its_recipe(dataset, tmp_path):
     jobs = [study.job(row, 3) for row in rows]
     for row, job in zip(rows, jobs):
         options = train.arguments(job.command(-1)[1:])
-        assert (options.dataset, options.seed, options.gpu) == (dataset, 3, -1)
+        assert (options.dataset, options.seed, options.gpu) == (dataset, 3, [-1])
         assert train.recipe_of(options) == job.recipe
         assert {name: getattr(job.recipe, name) for name in row.changes} == row.changes
         assert options.cropped == (False if "--uncropped" in row.flags else None)
@@ -133,6 +134,106 @@ def test_dry_run_prints_plain_commands_of_what_is_missing(tmp_path):
         begin.format("--smoothing 0.0", folder, "smoothing=0.0"),
     ]
     assert not (folder / "setting.json").exists()
+
+
+def workers_in(words):
+    return [words[place + 1] for place, word in enumerate(words) if word == "--num-workers"]
+
+
+@pytest.mark.parametrize(
+    "cores, gpus, flags, expected",
+    [
+        (12, "0", [], []),  # train.py's default
+        (12, "0,1,2", [], ["4"]),
+        (64, "0,1", [], ["8"]),
+        (2, "-1,-1,-1", [], ["1"]),
+        (12, "0,1,2", ["--num-workers", "3"], ["3"]),
+        (12, "0,1,2", ["--num-workers=0"], ["0"]),
+        (12, "0,1,2", ["--num-w", "5"], ["5"]),  # train.py takes a flag's beginning too
+    ],
+)
+def test_runs_side_by_side_share_the_cores(cores, gpus, flags, expected, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(runs, "usable_cores", lambda: cores)
+    study = runs.Study(tmp_path / "cub200", "cub200", tuple(flags))
+    first, second = (study.job(row, 0) for row in paper.TABLES["4"].rows)
+    pretend(first, recalls(0.5))
+    (first.folder / "last.json").unlink()
+    words = words_of(study, "--table", "4", "--gpus={}".format(gpus), "--dry-run", "--", *flags)
+    monkeypatch.setattr(sys, "argv", list(map(str, words[1:])))
+    tables.main()
+    resume, begin = (line.split()[2:] for line in capfd.readouterr().out.splitlines())
+    assert resume[0] == "--resume" and workers_in(resume) == expected
+    options = train.arguments(begin)
+    assert options.output_dir == str(second.folder) and train.recipe_of(options) == second.recipe
+    assert begin.count("--num-workers") <= 1
+    if expected:
+        assert options.num_workers == int(expected[0])
+    else:
+        assert "--num-workers" not in begin
+
+
+# In the place of train.py: takes its time, and stops once where the folder holds `stop`.
+STAND_IN = """
+import json, sys, time
+from pathlib import Path
+folder = Path(sys.argv[sys.argv.index("--resume" if "--resume" in sys.argv else "--output-dir") + 1])
+time.sleep({seconds})
+(folder / "arguments.json").write_text(json.dumps({{"command": sys.argv, "recipe": {{}}}}))
+with open(str(folder / "log.jsonl"), "a") as log:
+    log.write("a line\\n")
+if (folder / "stop").exists():
+    (folder / "stop").unlink()
+    sys.exit(1)
+for name in ("last", "best"):
+    (folder / (name + ".json")).write_text(json.dumps({{"iteration": 1500, "recall": {{"1": 0.5}}}}))
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """A job whose train.py is the stand-in; how long that takes."""
+    (tmp_path / "stand_in.py").write_text(STAND_IN.format(seconds=0.5))
+    monkeypatch.setattr(runs, "TRAIN", tmp_path / "stand_in.py")
+    return runs.Study(tmp_path / "cub200", "cub200").job(paper.TABLES["4"].rows[0], 0), 0.5
+
+
+def test_the_time_of_a_run_adds_up_over_its_stops(stand_in):
+    job, seconds = stand_in
+    job.folder.mkdir(parents=True)
+    (job.folder / "stop").touch()
+    start = time.time()
+    with pytest.raises(InputError, match="1 of 1 runs failed"):
+        runs.Runner([job], [-1]).run()
+    first = time.time() - start
+    assert job.state() == "begun" and seconds < job.seconds() <= first
+    time.sleep(2 * seconds)  # between its processes nothing counts
+    start = time.time()
+    runs.Runner([job], [-1]).run()
+    assert job.state() == "finished" and 2 * seconds < job.seconds() <= first + time.time() - start
+
+
+def test_the_time_of_a_run_that_no_runner_waited_for_is_not_known(stand_in):
+    job, _ = stand_in
+    job.folder.mkdir(parents=True)
+    (job.folder / "stop").touch()
+    with pytest.raises(InputError):
+        runs.Runner([job], [-1]).run()
+    (job.folder / "stop").touch()
+    assert subprocess.call([sys.executable, *job.resume(-1)]) == 1  # a part of it by hand
+    assert job.seconds() is None
+    runs.Runner([job], [-1]).run()
+    assert job.state() == "finished" and job.seconds() is None
+    # nor of one that an earlier program left
+    (job.folder / "time.json").unlink()
+    assert job.seconds() is None
+
+
+def test_the_number_of_workers_does_not_identify_a_run(stand_in, monkeypatch):
+    job, _ = stand_in
+    monkeypatch.setattr(runs, "usable_cores", lambda: 6)
+    runs.Runner([job], [-1, -1]).run()
+    assert workers_in(json.loads((job.folder / "arguments.json").read_text())["command"]) == ["3"]
+    assert job.state() == "finished" and "num" not in str(job.folder.relative_to(job.folder.parents[1]))
 
 
 def test_the_main_table_is_of_the_papers_four_data_sets(tmp_path):
@@ -174,11 +275,11 @@ def test_a_broken_run_goes_on(small_study, tmp_path):
     # stopped: so is the run, which keeps its state
     stopped = start()
     assert wait_until((first.folder / "state.npz").exists, 60)
-    (trainer,) = children_of(stopped.pid)
+    (training,) = children_of(stopped.pid)
     stopped.send_signal(signal.SIGTERM)
     _, errors = stopped.communicate(timeout=60)
     assert stopped.returncode == 130 and b"Traceback" not in errors
-    assert not os.path.exists("/proc/{}".format(trainer))
+    assert not os.path.exists("/proc/{}".format(training))
     assert first.state() == "begun"
 
     # a run that fails is told, and the others are done all the same
@@ -207,14 +308,14 @@ def test_a_run_whose_starter_was_killed_is_not_begun_beside_it(small_study, tmp_
     starter = subprocess.Popen([sys.executable, *map(str, words)], cwd=str(ROOT), stdout=subprocess.DEVNULL)
     folder = study.job(paper.TABLES["4"].rows[0], 0).folder
     assert wait_until((folder / "arguments.json").exists, 60)
-    (trainer,) = children_of(starter.pid)
+    (training,) = children_of(starter.pid)
     starter.kill()
     starter.wait()
     try:
         with runs.claimed(folder) as claim:
-            assert claim is None and running(trainer)
+            assert claim is None and running(training)
     finally:
-        os.kill(trainer, signal.SIGKILL)
+        os.kill(training, signal.SIGKILL)
     # Not before its last thread has ended, which may be later than its process is a zombie.
     assert wait_until(lambda: claimable(folder))
 
@@ -271,27 +372,19 @@ def test_a_study_keeps_its_setting(tmp_path):
         runs.open_study(tmp_path / "a")
 
 
-def test_permutation_test_against_all_deals():
-    assert results.permutation_test([3, 4, 5], [0, 1, 2]) == 1 / 20
-    assert results.permutation_test([0, 1, 2], [3, 4, 5]) == 1
-    assert results.permutation_test([2, 3], [0, 1]) is None  # 1/6 at best
-    assert results.permutation_test([5], list(range(5))) is None and results.permutation_test([50], list(range(19)))
-    scores = np.random.RandomState(0).normal(size=9)
-    high, low = scores[:4] + 0.5, scores[4:]
-    pooled = np.concatenate([high, low])
-    deals = [list(deal) for deal in itertools.combinations(range(9), 4)]
-    differences = [pooled[deal].mean() - np.delete(pooled, deal).mean() for deal in deals]
-    expected = np.mean(np.array(differences) >= high.mean() - low.mean() - 1e-12)
-    assert results.permutation_test(list(high), list(low)) == pytest.approx(expected)
-    assert 0 < expected < 0.5
-
-
-def test_permutation_test_of_many_scores_takes_a_sample():
-    stats = pytest.importorskip("scipy.stats")
-    high, low = np.random.RandomState(1).normal(size=(2, 14))
-    high = high + 0.5
-    exact = stats.ttest_ind(high, low, alternative="greater").pvalue  # close to it for normal scores
-    assert results.permutation_test(list(high), list(low)) == pytest.approx(exact, abs=0.02)
+def test_a_paired_difference_by_hand():
+    # Seeds 1, 2 and 4 are in both rows: 0.1, 0.2, -0.3. Mean 0, squared deviations 0.01 + 0.04 + 0.09 over n - 1 = 2.
+    first, second = {0: 9.0, 1: 0.5, 2: 0.6, 4: 0.4}, {4: 0.7, 2: 0.4, 1: 0.4, 3: -9.0}
+    paired = results.paired_difference(first, second)
+    assert (paired["seeds"], paired["first_better"]) == ([1, 2, 4], 2)
+    assert paired["difference"] == pytest.approx(0) and paired["deviation"] == pytest.approx(0.07**0.5)
+    # what a seed does to both rows alike is not in the deviation
+    alike = results.paired_difference({0: 0.25, 1: 0.75}, {0: 0.125, 1: 0.625})
+    assert (alike["difference"], alike["deviation"], alike["first_better"]) == (0.125, 0, 2)
+    equal = results.paired_difference({7: 0.5}, {7: 0.5})
+    assert equal == {"seeds": [7], "difference": 0, "deviation": None, "first_better": 0}
+    apart = results.paired_difference({0: 0.5}, {1: 0.4})
+    assert apart == {"seeds": [], "difference": None, "deviation": None, "first_better": 0}
 
 
 def study_with(tmp_path, table, scores, dataset="cub200", **more):
@@ -314,18 +407,28 @@ def test_rendered_figures_against_numpy(tmp_path):
         assert rows[name]["best"]["1"][0] == pytest.approx(np.mean(firsts) + 0.005)
         assert [run["seed"] for run in rows[name]["runs"]] == [0, 1, 2]
     (step,) = record["tables"]["1"]["order"]
-    assert step["holds"] and step["p"] == 1 / 20 and step["difference"] == pytest.approx(0.7166667 - 0.62)
+    differences = np.subtract(*scores.values())
+    assert step["difference"] == pytest.approx(differences.mean()) and step["seeds"] == [0, 1, 2]
+    assert step["deviation"] == pytest.approx(differences.std(ddof=1)) and step["first_better"] == 3
     text = results.markdown(record)
     assert "| both | - | 3 | 0.7167 ± 0.0208 | 0.8167 ± 0.0208 | 0.7217 ± 0.0208 |" in text
     assert "| classification loss alone | - | 0 | - | - | - |" in text
-    assert "both > ranking loss alone. Here too, by +9.7 points (p = 0.05)." in text
+    paired = "+0.0967 ± 0.0351 over 3 seeds, better in 3 of 3"
+    assert "both > ranking loss alone. Here: {}.\n".format(paired) in text and "paired by seed" in text
     assert "train 70 images of 5 identities, test 80 images of 6 identities" in text
     assert "commit 012345678-dirty" in text and "Weights at the start: the model zoo's." in text
     line = next(line for line in results.digest(record, "all.md").splitlines() if "Table 1" in line)
-    assert (
-        "both 0.7167 ± 0.0208 · ranking loss alone 0.6200 ± 0.0265 | both > ranking loss alone: holds (p = 0.05)"
-        in line
-    )
+    spreads = "both 0.7167 ± 0.0208 · ranking loss alone 0.6200 ± 0.0265"
+    assert "{} | both > ranking loss alone: {} |".format(spreads, paired) in line
+
+
+def test_rows_without_a_common_seed_have_no_difference(tmp_path):
+    study = runs.Study(tmp_path / "cub200", "cub200")
+    for seed, row in enumerate(("both", "ranking loss alone")):
+        pretend(study.job(row_named("1", row), seed), recalls(0.5))
+    record = results.collect(study)
+    assert "both > ranking loss alone. Here: no seed in common.\n" in results.markdown(record)
+    assert "both > ranking loss alone: no seed in common |" in results.digest(record, "all.md")
 
 
 def test_an_order_of_groups_compares_the_best_of_each(tmp_path):
@@ -334,8 +437,16 @@ def test_an_order_of_groups_compares_the_best_of_each(tmp_path):
     scores["M"] = [0.9]
     study = study_with(tmp_path, "configurations", scores)
     (step,) = results.collect(study)["tables"]["configurations"]["order"]
-    assert (step["better"], step["worse"], step["holds"], step["p"]) == ("GM", "M", False, None)
-    assert "Here not, by -32.0 points (too few seeds for a test)" in results.markdown(results.collect(study))
+    assert (step["better"], step["worse"], step["first_better"]) == ("GM", "M", 0)
+    record = results.collect(study)
+    assert "GM > M. Here: -0.3200 over 1 seed, better in 0 of 1. GM is the best of 6 rows and M" in results.markdown(
+        record
+    )
+    assert "selected by this same score: a difference in its favour is optimistic.\n" in results.markdown(record)
+    assert "GM (best of 6) > M (best of 3): -0.3200" in results.digest(record, "all.md")
+    # a row that stands alone in its entry was not selected
+    alone = results.collect(study_with(tmp_path, "4", {"concat": [0.5], "sum": [0.4]}, "sop"))
+    assert "optimistic" not in results.markdown(alone) and "best of" not in results.digest(alone, "all.md")
     # with one of the pairs not run nothing can be said of the best pair
     (study.job(row_named("configurations", "SM"), 0).folder / "last.json").unlink()
     assert results.collect(study)["tables"]["configurations"]["order"] == []
@@ -431,6 +542,52 @@ def test_list_says_what_is_missing(tmp_path, monkeypatch, capfd):
     # 1,500 x 128 pictures at 100 a second, 15 evaluations of 5,924 at 1,000
     seconds = 1500 * 128 / 100 + 15 * 5924 / 1000
     assert "MG, as on CUB200           {:.0f} min".format(seconds / 60) in told
+
+
+def test_list_has_the_time_of_a_finished_run(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(rates, "measure", lambda recipe, device: rates.Rates(100.0, 1000.0))
+    study = study_with(tmp_path, "2", {"neither": [0.5], "smoothing": [0.5], "temperature": [0.5]})
+    neither, smoothing = (study.job(row_named("2", name), 0) for name in ("neither", "smoothing"))
+    neither.keep_seconds(125.0)
+    smoothing.keep_seconds(125.0)
+    (smoothing.folder / "last.json").unlink()  # only begun
+    monkeypatch.setattr(sys, "argv", list(map(str, words_of(study, "--list", "--table", "2", "--gpus", "-1")[1:])))
+    tables.main()
+    told = capfd.readouterr().out
+    estimate = "{:.0f} min".format((1500 * 128 / 100 + 15 * 5924 / 1000) / 60)
+    assert [line.split(None, 1)[1].strip() for line in told.splitlines() if line.startswith("    ")] == [
+        "took 2 min",
+        estimate,
+        estimate,  # finished, by a program that kept no time
+        estimate,
+    ]
+
+
+def test_measured_rates_survive_a_busy_machine(monkeypatch):
+    """A step that is slow at first, and then whenever another program has the cores."""
+    calls, sizes = itertools.count(), set()
+
+    def step(_, pictures, identities):
+        call = next(calls)
+        sizes.add((pictures.shape, len(identities)))
+        time.sleep(0.3 if call < 4 or call % 3 else 0.05)
+
+    monkeypatch.setattr(trainer.Trainer, "step", step)
+    recipe = recipes.replace(recipes.RECIPES["demo"], backbone="mobilenetv2_0.25", batch_size=12)
+    start = time.time()
+    measured = rates.measure(recipe, mx.cpu())
+    assert sizes == {((12, 48, 48, 3), 12)}  # the recipe's own batch
+    assert 12 / 0.1 < measured.training <= 12 / 0.05
+    assert time.time() - start < 2 * rates.SECONDS + 10
+
+
+def test_measuring_a_slow_network_takes_few_small_batches(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(trainer.Trainer, "step", lambda _, pictures, identities: sizes.append(len(pictures)))
+    monkeypatch.setattr(rates, "SECONDS", 0.0)
+    recipe = recipes.replace(recipes.RECIPES["cub200"], backbone="mobilenetv2_0.25")
+    rates.measure(recipe, mx.cpu())
+    assert sizes == [16] * rates.CALLS
 
 
 def test_measured_rates_are_of_this_network():
