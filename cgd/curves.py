@@ -38,8 +38,8 @@ def read_log(folder):
 
 
 def summary(steps, looks):
-    """A table, as text: for each evaluation the means since the one before, and its first recall."""
-    rank = next(iter(looks[-1]["recall"]), "1") if looks else "1"
+    """A table, as text: for each evaluation the means since the one before, and its recall at the smallest K."""
+    rank = min(looks[-1]["recall"], key=int) if looks else "1"
     rows, before = [("iteration",) + COLUMNS + ("R@" + rank,)], 0
     for look in looks:
         since = [line for line in steps if before < line["iteration"] <= look["iteration"]]

@@ -74,17 +74,17 @@ def mean_and_deviation(values):
 def _ranks(study, tables):
     for row in (row for table in tables.values() for row in table["rows"]):
         if row["runs"]:
-            return list(row["last"])
+            return sorted(row["last"], key=int)
     return [str(k) for k in datasets.SOURCES[study.dataset].ranks]
 
 
 def first_rank(row):
-    """The scores that are compared: the first recall after the last iteration, of each seed."""
+    """The scores that are compared: the recall at the smallest K after the last iteration, of each seed."""
     return list(_by_seed(row).values())
 
 
 def _by_seed(row):
-    return {run["seed"]: next(iter(run["last"].values())) for run in row["runs"]}
+    return {run["seed"]: run["last"][min(run["last"], key=int)] for run in row["runs"]}
 
 
 def steps_of(table, rows):

@@ -48,6 +48,14 @@ def records(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def many_birds(tmp_path_factory):
+    """8 identities to train on: enough for batches of 16 with 2 images of each."""
+    folder = tmp_path_factory.mktemp("data") / "demo"
+    birds.draw_demo(folder, classes=16, images_per_class=4)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shared():
     """The folder of real annotation files, pictures and weights that stands beside some checkouts."""
     folder = ROOT.parent / "shared"

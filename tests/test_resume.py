@@ -3,17 +3,20 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cgd import checkpoints, parameters
+from cgd import checkpoints, model, parameters
+from cgd.environment import mx
 from cgd.errors import InputError
-from conftest import ROOT, command, wait_until
+from conftest import ROOT, command, command_here, wait_until
 
 RUN = "--from-scratch --batch-size 8 --images-per-identity 2 --image-width 32 --image-height 32 --dim 16 --gpu -1"
 RUN += " --iterations 23 --eval-every 8 --save-every 3 --recallk 1 --learn-p yes --lr-steps 7 --seed 3"
@@ -101,6 +104,71 @@ def test_a_finished_run_is_left_as_it_is(whole):
     result = command("train.py", "--resume", whole)
     assert result.returncode == 0, result.stderr
     assert before == {file.name: file.read_bytes() for file in whole.iterdir()}
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """A copy of that run, for tests that change it."""
+    return shutil.copytree(str(whole), str(tmp_path / "copy"))
+
+
+@pytest.mark.parametrize(
+    "more, told",
+    [
+        (["--lr", "0.1"], "--lr would make it another run"),
+        (["--margin", "0.2", "--dim", "8"], "--dim and --margin would make it another run"),
+        (["--iterations", "22"], "--iterations would make it another run"),
+        (["--seed", "4"], "--seed would make it another run"),
+        (["--uncropped"], "--cropped would make it another run"),
+        (["--recallk", "1,2"], "--recallk would make it another run"),
+        (["--pretrained-model", "somewhere"], "not allowed with"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_resumed_run_is_the_same_run(copy, monkeypatch, capfd, more, told):
+    before = {file.name: file.read_bytes() for file in Path(copy).iterdir()}
+    result = command_here(monkeypatch, capfd, "train.py", "--resume", copy, *more)
+    assert result.returncode == 2 and told in result.stderr
+    assert before == {file.name: file.read_bytes() for file in Path(copy).iterdir()}
+
+
+def test_data_that_changed_is_another_run(copy, monkeypatch, capfd, many_birds):
+    result = command_here(monkeypatch, capfd, "train.py", "--resume", copy, "--data-dir", many_birds)
+    assert result.returncode == 2 and "'Train': [4, 24]" in result.stderr and "'Train': [8, 32]" in result.stderr
+
+
+def test_more_iterations_are_recorded(copy, monkeypatch, capfd):
+    for iterations in (25, 26):
+        result = command_here(monkeypatch, capfd, "train.py", "--resume", copy, "--iterations", iterations)
+        assert result.returncode in (0, None), result.stderr
+        record = json.loads(Path(copy, "arguments.json").read_text())
+        assert record["recipe"]["iterations"] == iterations
+        assert checkpoints.Checkpoint(Path(copy, "last")).description["iteration"] == iterations
+    result = command_here(monkeypatch, capfd, "train.py", "--resume", copy)
+    assert "from iteration 26" in result.stdout and "(iteration 26, " in result.stdout
+
+
+def test_a_resumed_run_needs_no_weights_and_takes_the_newer_device(small_demo, tmp_path, monkeypatch, capfd):
+    """The state has all weights. Devices and workers are where a run is done, not what it is."""
+    weights = tmp_path / "weights.params"
+    net = model.CGD(backbone="resnet18_v1")
+    net.initialize()
+    net(mx.nd.zeros((1, 3, 32, 32)))
+    net.features.save_parameters(str(weights))
+    run = [word for word in words(small_demo, tmp_path / "run") if word != "--from-scratch"]
+    run += ["--iterations", 2, "--backbone-params", weights]
+    assert command_here(monkeypatch, capfd, *run).returncode in (0, None)
+    weights.unlink()
+    file = tmp_path / "run" / "arguments.json"
+    record = json.loads(file.read_text())
+    record["command"] += ["--gpus", "2,3", "--num-workers", "77"]  # as if it had been begun on another machine
+    file.write_text(json.dumps(record))
+    again = ["train.py", "--resume", tmp_path / "run", "--iterations", 3]
+    result = command_here(monkeypatch, capfd, *again)
+    assert result.returncode == 2 and "--gpu 2" in result.stderr
+    result = command_here(monkeypatch, capfd, *again, "--gpu", -1, "--num-workers", 0)
+    assert result.returncode in (0, None), result.stderr
+    assert "from iteration 2" in result.stdout and "(iteration 3, " in result.stdout
 
 
 def test_bad_folders_and_broken_states_are_one_line(whole, tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import train
-from cgd import birds, curves, datasets, paper, plots, rates, recipes, results, runs, tables, trainer
+from cgd import curves, datasets, paper, plots, rates, recipes, results, runs, tables, trainer
 from cgd.environment import mx
 from cgd.errors import InputError
 from conftest import ROOT, children_of, command, command_here, running, wait_until
@@ -22,14 +22,6 @@ from conftest import ROOT, children_of, command, command_here, running, wait_unt
 # Small enough for any network of any row; the changes of a row win over them.
 SMALL = ["--backbone", "mobilenetv2_0.25", "--num-workers", "0", "--eval-every", "2"]
 SMALL += "--image-width 32 --image-height 32 --batch-size 16 --dim 24".split()
-
-
-@pytest.fixture(scope="module")
-def many_birds(tmp_path_factory):
-    """8 identities to train on: enough for batches of 16 with 2 images of each."""
-    folder = tmp_path_factory.mktemp("data") / "demo"
-    birds.draw_demo(folder, classes=16, images_per_class=4)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +141,6 @@ def workers_in(words):
         (2, "-1,-1,-1", [], ["1"]),
         (12, "0,1,2", ["--num-workers", "3"], ["3"]),
         (12, "0,1,2", ["--num-workers=0"], ["0"]),
-        (12, "0,1,2", ["--num-w", "5"], ["5"]),  # train.py takes a flag's beginning too
     ],
 )
 def test_runs_side_by_side_share_the_cores(cores, gpus, flags, expected, tmp_path, monkeypatch, capfd):
