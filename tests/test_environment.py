@@ -144,7 +144,7 @@ def test_the_flag_for_tf32_is_train_pys_and_cannot_be_shortened(monkeypatch, cap
 
 def test_a_run_with_tf32_does_not_go_on_without(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    (tmp_path / "arguments.json").write_text('{"command": ["train.py", "--dataset", "demo", "--tf32"]}')
+    (tmp_path / "arguments.json").write_text('{"recipe": {}, "command": ["train.py", "--dataset", "demo", "--tf32"]}')
     result = command_here(monkeypatch, capfd, "train.py", "--resume", tmp_path)
     assert result.returncode == 2 and "give --tf32 again" in result.stderr
     job = runs.Study(tmp_path, "demo", ("--tf32",)).job(paper.TABLES["1"].rows[0], 0)
