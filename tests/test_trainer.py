@@ -1,11 +1,15 @@
 """The training loop: it learns, keeps its schedule, logs what it says it logs, and stops when it should."""
 
 import json
+import resource
+from collections import namedtuple
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cgd import checkpoints, datasets, environment, images, losses, recipes, trainer
+from cgd import checkpoints, datasets, environment, images, losses, parameters, recipes, trainer
 from cgd.environment import mx
 from cgd.errors import InputError
 from cgd.loader import Unreadable
@@ -98,6 +102,164 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_demo, tmp_path):
     with pytest.raises(InputError, match="iteration 1: .*nan.*--lr"):
         run.run()
     assert not (tmp_path / "last-0000.params").exists()
+
+
+def test_nothing_is_updated_by_a_loss_that_is_not_finite(small_demo, tmp_path):
+    """And the state that was saved before stays."""
+    run = make(small_demo, tmp_path, iterations=9, eval_every=100)
+    step, before = run.step, {}
+
+    def spoiled(*batch, **more):
+        if run.iteration == 3:
+            before.update({name: p.data().asnumpy() for name, p in run.net.collect_params().items()})
+            run.recipe = recipes.replace(run.recipe, margin=float("nan"))
+        return step(*batch, **more)
+
+    run.step = spoiled
+    with pytest.raises(InputError, match="iteration 4: the ranking loss is nan"):
+        run.run(save_every=2)
+    for name, parameter in run.net.collect_params().items():
+        if parameter.grad_req != "null":
+            np.testing.assert_array_equal(parameter.data().asnumpy(), before[name], name)
+    assert run.iteration == 3
+    assert parameters.read_state(tmp_path / "state.npz")[1]["iteration"] == 2
+
+
+def test_a_state_that_is_not_finite_does_not_replace_a_good_one(small_demo, tmp_path):
+    run = make(small_demo, tmp_path)
+    run.run()
+    before = (tmp_path / "state.npz").read_bytes()
+    dense = run.net.reductions[0].weight
+    dense.set_data(dense.data() * np.inf)
+    with open(tmp_path / "log.jsonl", "a") as log, pytest.raises(InputError, match="dense0_weight is not finite"):
+        run._keep(log)
+    assert (tmp_path / "state.npz").read_bytes() == before
+
+
+def kept_iterations(run, monkeypatch, **more):
+    """At which iterations the state is saved."""
+    kept, keep = [], run._keep
+    monkeypatch.setattr(run, "_keep", lambda log: kept.append(run.iteration) or keep(log))
+    run.run(**more)
+    return kept
+
+
+def test_the_state_is_saved_by_the_clock_or_by_iterations(small_demo, tmp_path, monkeypatch):
+    clock = [0.0]
+
+    def now():
+        clock[0] += 1e-3
+        return clock[0]
+
+    monkeypatch.setattr(trainer.time, "time", now)
+
+    def slow(run, seconds=100):
+        step = run.step
+
+        def timed(*batch, **more):
+            clock[0] += seconds
+            return step(*batch, **more)
+
+        run.step = timed
+        return run
+
+    def make_one():
+        return slow(make(small_demo, tmp_path, iterations=20, eval_every=13))
+
+    # each 10 minutes, counted from the save at the evaluation too
+    assert kept_iterations(make_one(), monkeypatch) == [7, 13, 20]
+    assert kept_iterations(make_one(), monkeypatch, save_every=0) == [13, 20]
+    assert kept_iterations(make_one(), monkeypatch, save_every=6) == [6, 12, 13, 18, 20]
+
+
+def test_best_is_the_best_at_the_smallest_k(small_demo, tmp_path, monkeypatch):
+    run = make(small_demo, tmp_path)
+    run.dataset = run.dataset._replace(ranks=(10, 1))
+    results = iter([[0.9, 0.5], [0.8, 0.6]])
+    evaluator = namedtuple("Fake", "extractor")(run.loaders.evaluator.extractor)
+
+    class Fake(type(evaluator)):
+        def __call__(self, *_, **__):
+            return namedtuple("Result", "recalls")(next(results))
+
+    run.loaders = run.loaders._replace(evaluator=Fake(evaluator.extractor))
+    last, best, iteration = run.run()
+    assert (last, best, iteration) == ([0.8, 0.6], [0.8, 0.6], 4)
+
+
+def test_an_evaluation_has_batches_of_its_own_and_shows_how_far_it_is(small_demo, tmp_path, capsys):
+    """The last batch is filled up, so that the network sees one size only; the fill is not in the result."""
+    run = make(small_demo, tmp_path)
+    run.loaders = trainer.loaders(run.dataset, run.recipe, eval_batch_size=7)
+    seen, embed = [], run.net.embed
+    expected = run.loaders.evaluator(embed, mx.cpu(), quiet=True).queries.embeddings
+    run.net.embed = lambda x: seen.append(x.shape) or embed(x)
+    with open(tmp_path / "log.jsonl", "w") as log:
+        run.evaluate(log)
+    assert seen == [(7, 3, 32, 32)] * 4 and len(expected) == 24
+    assert "/24 [" in capsys.readouterr().err
+    view = run.loaders.evaluator.extractor.loader.view
+    pictures = np.stack([view[number][0] for number in range(24)])
+    one_by_one = [
+        embed(images.normalise(mx.nd.array(p[None], dtype="uint8"), run.recipe.mean, run.recipe.std)) for p in pictures
+    ]
+    np.testing.assert_allclose(expected, np.concatenate([row.asnumpy() for row in one_by_one]), atol=1e-5)
+
+
+def test_memory_that_runs_out_is_told_with_a_batch_size_to_try(small_demo, tmp_path, monkeypatch):
+    run = make(small_demo, tmp_path)
+    view = images.TrainingView(run.dataset.train, SIZE, SIZE)
+    batch = one_batch(view, run.sampler.batch(0))
+
+    def fail(*_):
+        with address_space(2**30):
+            mx.nd.zeros((2**30,), dtype="float64").wait_to_read()
+
+    monkeypatch.setattr(run.optimiser, "step", fail)
+    with pytest.raises(InputError, match="out of memory; try --batch-size 4, or several devices"):
+        run.step(*batch)
+    monkeypatch.setattr(run.net, "embed", fail)
+    with open(tmp_path / "log.jsonl", "w") as log, pytest.raises(InputError, match="memory; try --eval-batch-size 12"):
+        run.evaluate(log)
+    with pytest.raises(mx.base.MXNetError), environment.memory_for("advice"):
+        mx.nd.ones((2, 3)).reshape((7, 7)).wait_to_read()  # another error stays what it is
+
+
+@contextmanager
+def address_space(more):
+    """This process may take so many bytes more, and no others."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + more, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def test_building_runs_nothing(small_demo, monkeypatch):
+    """On a GPU a forward pass would tune each convolution for a batch of 1, and evaluations ask for other sizes."""
+    monkeypatch.setattr(mx.gluon.nn.Conv2D, "hybrid_forward", fail_on_arrays(mx.gluon.nn.Conv2D.hybrid_forward))
+    devices = [mx.cpu(0), mx.cpu(1)]
+    net = trainer.build(RECIPE, datasets.load("demo", small_demo), devices)
+    for parameter in net.collect_params().values():
+        assert 0 not in parameter.shape and parameter.list_ctx() == devices
+
+
+def fail_on_arrays(forward):
+    def checked(self, F, *inputs, **more):
+        assert F is mx.sym, "a forward pass"
+        return forward(self, F, *inputs, **more)
+
+    return checked
+
+
+def test_each_device_has_images_of_every_identity(small_demo, tmp_path):
+    run = make(small_demo, tmp_path, [mx.cpu(0), mx.cpu(1)], batch_size=12, images_per_identity=3)
+    identities = [run.identities[index] for index, _ in run.sampler.batch(0)]
+    shares = [identities[part] for part in run._parts()]
+    assert [len(share) for share in shares] == [6, 6]
+    assert all(len(set(share)) == 4 for share in shares)
 
 
 def test_an_unreadable_picture_is_left_out_of_its_batch(small_demo, tmp_path, monkeypatch):
