@@ -4,7 +4,20 @@
     python test.py --pretrained-model=runs/demo-MG-1/best
 
 The flags of the authors' evaluation script keep their names and meanings. What a flag does not say comes from the
-checkpoint's own description (PREFIX.json), and for a checkpoint without one from the released model's.
+checkpoint's own description (PREFIX.json), and for a checkpoint without one from the released model's: the data
+set, the size of the pictures, and whether they are cropped to their bounding boxes.
+
+Nothing of the training half is needed. A --train-txt serves for the table of classes and images only.
+--save-embeddings keeps these arrays, a row for each picture of the test half and of its gallery, read by numpy.load:
+
+    embeddings    (N, dim) float32, rows of length 1
+    identities    the classes, renumbered from 0
+    class_ids     the classes, as the data set's files number them
+    class_names   the classes' names, "" where the data set's files have none
+    gallery       true for a picture of the gallery, false for a query
+    image_ids     the pictures, as the data set's files number them
+    boxes         (N, 4) x, y, w, h; 0, 0, 0, 0 for a whole picture
+    paths         the pictures' files
 """
 
 import json
@@ -21,12 +34,12 @@ def arguments():
     parser = errors.Parser(description="Evaluate CGD.")
     add = parser.add_argument
     add("--pretrained-model", required=True, metavar="PREFIX", help="what stands before -symbol.json")
-    flags.add_data_flags(parser, "the checkpoint's own, else cub200")
+    flags.add_data_flags(parser, "the checkpoint's own, else cub200", "as the checkpoint was trained")
     add("--image-width", type=flags.whole(1), help="default: the checkpoint's, 224 for the released one")
     add("--image-height", type=flags.whole(1), help="default: the checkpoint's, 224 for the released one")
     add("--gpu", type=int, default=0, help="number of the GPU; -1 for the CPU (default: 0)")
     add("--batch-size", type=flags.whole(1), default=32, help="images a step (default: 32)")
-    add("--save-embeddings", metavar="FILE.npz", help="keep descriptors, identities, ids and paths")
+    add("--save-embeddings", metavar="FILE.npz", help="keep descriptors, class and image ids, names, boxes, paths")
     add("--results", metavar="FILE.json", help="keep the figures")
     options = parser.parse_args()
     if options.save_embeddings and not options.save_embeddings.endswith(".npz"):
@@ -36,8 +49,8 @@ def arguments():
     return options
 
 
-def warn_of_another_crop(cropped, description):
-    """Says where pictures are cropped otherwise than those that the network was trained on."""
+def warn_of_another_crop(cropped, options, description):
+    """Says where pictures are cropped otherwise than those that the network was trained on, or than was meant."""
     if cropped != description["cropped"]:
         print(
             "warning: this network was trained on {} pictures and is tested on {} ones; expect a lower recall".format(
@@ -45,6 +58,8 @@ def warn_of_another_crop(cropped, description):
             ),
             file=sys.stderr,
         )
+    elif options.bbox_txt and options.cropped is None and not cropped:
+        print("warning: --bbox-txt is not used: trained on whole pictures; --cropped would crop", file=sys.stderr)
 
 
 def image_size(options, description):
@@ -61,9 +76,9 @@ def main():
     checkpoint = Checkpoint(options.pretrained_model)
     description = checkpoint.description
     name = options.dataset or description["dataset"]
-    dataset = flags.load_dataset(options, name)
+    dataset = flags.load_dataset(options, name, cropped=description["cropped"], need_training=False)
     cropped = dataset.test[0].box is not None
-    warn_of_another_crop(cropped, description)
+    warn_of_another_crop(cropped, options, description)
     preparation = evaluator.Preparation(image_size(options, description), description["mean"], description["std"])
     unreadable = loader.Unreadable(options.skip_unreadable)
     evaluate = evaluator.Evaluator(dataset, preparation, options.batch_size, options.num_workers, unreadable)
@@ -81,23 +96,26 @@ def main():
     print(evaluator.report(dataset.ranks, result.recalls))
 
     if options.save_embeddings:
-        save_embeddings(options.save_embeddings, result)
+        save_embeddings(options.save_embeddings, result, dataset.classes)
     if options.results:
         save_results(options, result, dataset, cropped)
 
 
-def save_embeddings(file, result):
-    """All that was described; `gallery` is true for what the queries were searched in, where that is another set."""
+def save_embeddings(file, result, classes):
+    """Writes the arrays of all that was described (see the top of this file)."""
     parts = [result.queries, result.gallery] if result.gallery else [result.queries]
     records = [record for part in parts for record in part.records]
+    identities = np.concatenate([part.identities for part in parts])
     with files.replacing(file) as part:
         np.savez(
             str(part),
             embeddings=np.concatenate([part.embeddings for part in parts]),
-            identities=np.concatenate([part.identities for part in parts]),
+            identities=identities,
+            class_ids=np.array([classes[identity].id for identity in identities]),
+            class_names=np.array([classes[identity].name for identity in identities]),
             gallery=np.arange(len(records)) >= len(result.queries.records),
             image_ids=np.array([record.image_id for record in records]),
-            boxes=np.array([record.box or (0, 0, 0, 0) for record in records]),  # no width: the whole picture
+            boxes=np.array([record.box or (0, 0, 0, 0) for record in records]),
             paths=np.array([record.path for record in records]),
         )
 

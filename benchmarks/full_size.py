@@ -146,7 +146,8 @@ def main():
         recalls = evaluate(prefix, ["--dataset", options.dataset, "--data-dir", folder], results)
         if options.lists:
             files = [options.lists.resolve() / name for name in ("train.txt", "test.txt", "bbox.txt")]
-            same = datasets.load(options.dataset, folder) == datasets.load(options.dataset, folder, *files)
+            official, listed = datasets.load(options.dataset, folder), datasets.load(options.dataset, folder, *files)
+            same = (official.train, official.test) == (listed.train, listed.test)
             print("the lists give the very same records: {}".format(same))
             load([options.dataset, folder, *files])
             words = ["--train-txt", files[0], "--test-txt", files[1], "--bbox-txt", files[2]]

@@ -183,12 +183,24 @@ def _read_description(file):
         raise InputError("{}: expected a JSON object".format(file))
     for key, example in RELEASED.items():
         value = description.get(key, example)
-        fits = type(value) is type(example) and value != ""
+        if isinstance(example, float):
+            fits = _is_number(value) and value > 0
+        else:
+            fits = type(value) is type(example) and value != ""
         if not fits or (key.startswith("image_") and not 1 <= value <= MOST_PIXELS):
             raise InputError("{}: {} is {!r}; expected something like {!r}".format(file, key, value, example))
-        if isinstance(example, list) and not (len(value) == 3 and all(isinstance(number, float) for number in value)):
+        if isinstance(example, list) and not (len(value) == 3 and all(map(_is_number, value))):
             raise InputError("{}: {} is {!r}; expected three numbers".format(file, key, value))
+        if key == "std" and min(value) <= 0:
+            raise InputError("{}: std is {!r}; expected three numbers above 0".format(file, value))
+    if "gem_p" in description:
+        description["gem_p"] = float(description["gem_p"])  # so that the network is the same with 3 as with 3.0
     return description
+
+
+def _is_number(value):
+    """Whether it is a whole number or a float, and finite as a float32."""
+    return type(value) in (int, float) and abs(value) < 1e38  # false for NaN too
 
 
 def _must_exist(file):

@@ -5,7 +5,9 @@ layout. Whatever does not fit is an InputError that says which file, and what to
 """
 
 import os
+import sys
 from collections import Counter, namedtuple
+from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, NamedTuple, Optional, Tuple
 
@@ -22,14 +24,20 @@ from cgd.annotations import (
 )
 from cgd.errors import InputError
 
-# path : path of the picture, as text · identity : int from 0, within its half of the data set
-# box : (x, y, w, h) in whole pixels, or None · image_id : int, as the data set numbers it
+# id : int, as the data set's own files number the class · name : str, "" where the files have none
+Class = namedtuple("Class", "id name")
+
+# path : path of the picture, as text · box : (x, y, w, h) in whole pixels, or None
+# identity : int from 0, within its half of the data set; as a reader returns it, the Class
+# image_id : int, as the data set numbers it
 Record = namedtuple("Record", "path identity box image_id")
 
-# train, test : lists of Record · ranks : the K at which Recall@K is reported
+# train, test : lists of Record; train is None where the training half is not known (`load`)
+# ranks : the K at which Recall@K is reported
 # gallery : list of Record that `test`, the queries, are searched in; None where they are searched among themselves
-Dataset = namedtuple("Dataset", "name train test ranks gallery")
-Dataset.__new__.__defaults__ = (None,)
+# classes : list of Class, by the identities of `test` and `gallery`
+Dataset = namedtuple("Dataset", "name train test ranks gallery classes")
+Dataset.__new__.__defaults__ = (None, ())
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp")  # what images.read_image reads
 
@@ -73,20 +81,22 @@ def cars196(folder):
     for file, field, pictures in sources:
         for number, path, label, box in read_cars(file, field):
             rows.append((inside(pictures, path, file, number), _from_one(label, file, number), box))
-    records = [Record(path, label - 1, box, image_id) for image_id, (path, label, box) in enumerate(rows, 1)]
+    records = [Record(path, Class(label, ""), box, image_id) for image_id, (path, label, box) in enumerate(rows, 1)]
     return _zero_shot(records, train_classes=98)
 
 
 def sop(folder):
     """Stanford Online Products from its own lists, whole pictures."""
     folder = Path(folder)
-    return {half: _listed(folder / "Ebay_{}.txt".format(half), folder) for half in ("train", "test")}
+    train, test = (partial(_listed, folder / "Ebay_{}.txt".format(half), folder) for half in ("train", "test"))
+    return {"train": train, "test": test()}
 
 
 def inshop(folder):
     """In-shop Clothes Retrieval: queries against a gallery, whole pictures.
 
-    `list_eval_partition.txt` and `img/` in the folder, or in its `Eval` and `Img`, as the authors' drive has them.
+    `list_eval_partition.txt` and `img/` in the folder, or in its `Eval` and `Img`, as the authors' drive has them. A
+    class has its item id as its name; its number is its place in the file, from 1.
     """
     folder = Path(folder)
     file = folder / "Eval" / "list_eval_partition.txt"
@@ -95,8 +105,8 @@ def inshop(folder):
     pictures = folder / "Img" if (folder / "Img").is_dir() else folder
     halves, items = {"train": [], "query": [], "gallery": []}, {}
     for image_id, (number, path, item, status) in enumerate(read_partition(file), 1):
-        identity = items.setdefault(item, len(items))
-        halves[status].append(Record(inside(pictures, path, file, number), identity, None, image_id))
+        item = items.setdefault(item, Class(len(items) + 1, item))
+        halves[status].append(Record(inside(pictures, path, file, number), item, None, image_id))
     return {"train": halves["train"], "test": halves["query"], "gallery": halves["gallery"]}
 
 
@@ -104,23 +114,27 @@ def folders(folder):
     """Anyone's own pictures: a folder for each class.
 
     FOLDER/train/CLASS/PICTURE and FOLDER/test/CLASS/PICTURE; or FOLDER/CLASS/PICTURE, of which the first half of the
-    classes, in the order of their names, is for training and the rest for test.
+    classes, in the order of their names, is for training and the rest for test. A class has its folder's name; its
+    number is its place among the folders beside it, from 1.
     """
     folder = Path(folder)
     if (folder / "test").is_dir():
-        train = _class_folders(folder / "train") if (folder / "train").is_dir() else []
-        return {"train": train, "test": _class_folders(folder / "test")}
-    records = _class_folders(folder)
-    classes = count_identities(records)
-    if classes < 2:
+        halves = {"test": _class_folders(folder / "test")}
+        if (folder / "train").is_dir():
+            halves["train"] = partial(_class_folders, folder / "train")
+        return halves
+    classes = _class_names(folder)
+    half = len(classes) // 2
+    if len(classes) == 1:
         raise InputError("{}: one class only; half of the classes are for training, half for test".format(folder))
-    return _zero_shot(records, train_classes=classes // 2)
+    return {"train": partial(_class_folders, folder, classes[:half]), "test": _class_folders(folder, classes[half:])}
 
 
 class Source(NamedTuple):
     """Where a data set comes from, and what must be there.
 
-    read : folder -> {"train": records, "test": records}, and "gallery" where there is one
+    read : folder -> {"train": records, "test": records}, and "gallery" where there is one; for "train", a function that
+        gives the records where they are read from files of their own
     folder : where it lies if --data-dir does not say
     ranks : the K at which Recall@K is reported
     counts : {half: (identities, images)} of the official one; None for no check
@@ -153,15 +167,18 @@ SOURCES = {
 }
 
 
-def load(name, folder=None, train_txt=None, test_txt=None, bbox_txt=None, gallery_txt=None):
+def load(name, folder=None, train_txt=None, test_txt=None, bbox_txt=None, gallery_txt=None, need_training=True):
     """The data set of that name: from list files where they are given, else by its own reader.
 
     train_txt, test_txt, gallery_txt : lists as annotations.read_list has them, with paths relative to `folder`; without
         `train_txt` there is nothing to train on, without `gallery_txt` the test half is searched in itself
     bbox_txt : rows `image_id x y w h`, no header, for every listed image; None for whole pictures
+    need_training : whether the training half must be there. If not, its pictures are not looked up, and its records are
+        for counting only: those of the files that the test half needs too, or of `train_txt`; else `train` is None
 
-    Raises InputError when files are missing or do not fit, and when an official data set is not complete. Pictures are
-    looked up, not opened. Identities are numbered from 0 in each half, in the order of the data set's own.
+    Raises InputError when files are missing or do not fit, and when the official files are not complete; lists of other
+    sizes than the official ones are warned of. Pictures are looked up, not opened. Identities are numbered from 0 in
+    each half, in the order of the data set's own.
     """
     if name not in SOURCES:
         raise InputError("no data set {!r}; --dataset chooses one of {}".format(name, ", ".join(SOURCES)))
@@ -172,7 +189,7 @@ def load(name, folder=None, train_txt=None, test_txt=None, bbox_txt=None, galler
             "{}: no such folder; --data-dir names the data set's, bash download.sh gets one".format(folder)
         )
     if test_txt:
-        halves = _from_lists(folder, {"train": train_txt, "test": test_txt, "gallery": gallery_txt}, bbox_txt)
+        halves = _from_lists(folder, train_txt, test_txt, bbox_txt, gallery_txt, need_training)
     elif train_txt or bbox_txt or gallery_txt:
         raise InputError("--train-txt, --gallery-txt and --bbox-txt go with --test-txt")
     elif source.read:
@@ -181,31 +198,38 @@ def load(name, folder=None, train_txt=None, test_txt=None, bbox_txt=None, galler
         raise InputError("--dataset {}: give its list files, --train-txt and --test-txt".format(name))
     if not halves["test"]:
         raise InputError("{}: no pictures to test on".format(folder))
+    train = halves.pop("train", None)
+    if callable(train):
+        train = train() if need_training else None
+    if need_training:
+        halves["train"] = train = train or []
     if source.counts:
-        _check_counts(name, halves, source.counts)
+        _check_counts(name, halves, source.counts, by_hand=bool(test_txt))
     _check_pictures(halves)
-    (train,) = _numbered(halves.get("train", []))
-    test, gallery = _numbered(halves["test"], halves.get("gallery", []))
-    return Dataset(name, train, test, source.ranks, gallery or None)
+    if train is not None:
+        (train,), _ = _numbered(train)
+    (test, gallery), classes = _numbered(halves["test"], halves.get("gallery", []))
+    return Dataset(name, train, test, source.ranks, gallery or None, classes)
 
 
 def statistics(dataset):
-    """The table of classes and images, as the authors' evaluation code prints it."""
+    """The table of classes and images, as the authors' evaluation code prints it; no line for a half not known."""
     rule = "+------------------------------+"
     halves = [(name, *count) for name, count in counts(dataset).items()]
     tested = count_identities(dataset.test + (dataset.gallery or []))
-    total = ("Total", halves[0][1] + tested, sum(images for _, _, images in halves))
+    trained = count_identities(dataset.train or [])
+    total = ("Total", trained + tested, sum(images for _, _, images in halves))
     rows = ["| {:<7} |    {:5d} | {:7d} |".format(*half) for half in halves + [total]]
     lines = ["###### Dataset Statistics ######", rule, "| Subset  | #Classes | #Images |", rule]
     return "\n".join(lines + rows[:-1] + [rule] + rows[-1:] + [rule])
 
 
 def counts(dataset):
-    """{half: (identities, images)}."""
+    """{half: (identities, images)} of the halves that are known."""
     halves = {"Train": dataset.train, "Test": dataset.test}
     if dataset.gallery:
         halves = {"Train": dataset.train, "Query": dataset.test, "Gallery": dataset.gallery}
-    return {name: (count_identities(records), len(records)) for name, records in halves.items()}
+    return {name: (count_identities(half), len(half)) for name, half in halves.items() if half is not None}
 
 
 def count_identities(records):
@@ -227,11 +251,12 @@ def whole_pictures(dataset):
 def check_trainable(dataset):
     """Raises InputError for a data set that no ranking loss can learn from: nothing, or a class of one image.
 
-    Official data sets are as they are.
+    Official training halves are as they are.
     """
     if not dataset.train:
         raise InputError("nothing to train on: --train-txt goes with --test-txt, a folder `train` with `test`")
-    if SOURCES[dataset.name].counts:
+    official = SOURCES[dataset.name].counts
+    if official and counts(dataset)["Train"] == official["train"]:
         return
     images = {}
     for record in dataset.train:
@@ -266,43 +291,58 @@ def _cub_layout(folder, train_classes):
     folder = Path(folder)
     file, labels_file = folder / "images.txt", folder / "image_class_labels.txt"
     labels, boxes = read_numbered(labels_file), read_boxes(folder / "bounding_boxes.txt")
-    records = []
+    records, classes = [], {}
     for image_id, (number, path) in read_numbered(file).items():
         if image_id not in labels:
             raise InputError("{}:{}: image {} has no class in {}".format(file, number, image_id, labels_file.name))
         line, word = labels[image_id]
         label = _from_one(whole_number(word, labels_file, line), labels_file, line)
+        identity = classes.setdefault(label, Class(label, Path(path).parent.name))
         path = inside(folder / "images", path, file, number)
-        records.append(Record(path, label - 1, _box_of(image_id, boxes, file, number), image_id))
+        records.append(Record(path, identity, _box_of(image_id, boxes, file, number), image_id))
     return _zero_shot(records, train_classes)
 
 
 def _zero_shot(records, train_classes):
     """The field's usual split: the first classes for training, the others, never seen before, for test."""
     return {
-        "train": [record for record in records if record.identity < train_classes],
-        "test": [record for record in records if record.identity >= train_classes],
+        "train": [record for record in records if record.identity.id <= train_classes],
+        "test": [record for record in records if record.identity.id > train_classes],
     }
 
 
-def _from_lists(folder, files, bbox_txt):
+def _from_lists(folder, train_txt, test_txt, bbox_txt, gallery_txt, need_training):
     boxes = read_boxes(bbox_txt) if bbox_txt else None
-    return {half: _listed(file, folder, boxes) for half, file in files.items() if file}
+    files = {"train": train_txt if need_training else None, "test": test_txt, "gallery": gallery_txt}
+    halves = {half: _listed(file, folder, boxes) for half, file in files.items() if file}
+    if train_txt and not need_training:
+        try:
+            halves["train"] = _listed(train_txt, folder)
+        except InputError as error:
+            print("warning: --train-txt is left out of the statistics: {}".format(error), file=sys.stderr)
+    return halves
 
 
 def _listed(file, folder, boxes=None):
     """Records of a list file."""
-    return [
-        Record(inside(folder, path, file, number), class_id, _box_of(image_id, boxes, file, number), image_id)
-        for number, image_id, class_id, path in read_list(file)
-    ]
+    records = []
+    for number, image_id, class_id, path in read_list(file):
+        box = _box_of(image_id, boxes, file, number)
+        records.append(Record(inside(folder, path, file, number), Class(class_id, ""), box, image_id))
+    return records
 
 
-def _class_folders(folder):
-    """Records of a folder of class folders, in the order of names."""
+def _class_names(folder):
+    """[Class] of a folder of class folders, in the order of names."""
+    names = [path.name for path in _visible(folder) if path.is_dir()]
+    return [Class(number, name) for number, name in enumerate(names, 1)]
+
+
+def _class_folders(folder, classes=None):
+    """Records of a folder of class folders: of these classes, or of all."""
     records, ignored = [], []
-    for identity, class_folder in enumerate(path for path in _visible(folder) if path.is_dir()):
-        for path in _visible(class_folder):
+    for identity in _class_names(folder) if classes is None else classes:
+        for path in _visible(folder / identity.name):
             if path.suffix.lower() in PICTURES:
                 records.append(Record(str(path), identity, None, len(records) + 1))
             else:
@@ -320,13 +360,16 @@ def _visible(folder):
 
 
 def _numbered(*halves):
-    """The same lists of records with identities from 0 on, without gaps: the classifier has a logit for each."""
-    identities = sorted({record.identity for records in halves for record in records})
-    numbers = {identity: number for number, identity in enumerate(identities)}
+    """(the same lists of records with identities from 0 on, their classes in that order).
+
+    Without gaps: the classifier has a logit for each.
+    """
+    classes = sorted({record.identity for records in halves for record in records})
+    numbers = {identity: number for number, identity in enumerate(classes)}
     return [
         [Record(path, numbers[identity], box, image_id) for path, identity, box, image_id in records]
         for records in halves
-    ]
+    ], classes
 
 
 def _from_one(label, file, number):
@@ -343,18 +386,28 @@ def _box_of(image_id, boxes, file, number):
     return boxes[image_id]
 
 
-def _check_counts(name, halves, counts):
-    """A score on another number of pictures would be a score on another data set."""
+def _check_counts(name, halves, counts, by_hand):
+    """A score on another number of pictures is a score on another data set.
+
+    by_hand : the halves are from lists that the user gave. These may be any, so there is a warning only
+    """
+    if "gallery" in counts and "gallery" not in halves:
+        raise InputError("--dataset {}: its queries need their gallery; give --gallery-txt too".format(name))
+    differ = []
     for half, records in halves.items():
         expected = counts.get(half)
         found = count_identities(records), len(records)
-        if expected and found != expected:
-            raise InputError(
-                "--dataset {}: the {} half has {} classes and {} images, the official one {} and {}; for a data set of "
-                "your own use --dataset lists or --dataset folders".format(name, half, *found, *expected)
+        if expected and found != expected and (records or not by_hand):
+            text = "the {} half has {} classes and {} images, the official one {} and {}"
+            differ.append(text.format(half, *found, *expected))
+    if differ and by_hand:
+        print("warning: --dataset {}: {}".format(name, "; ".join(differ)), file=sys.stderr)
+    elif differ:
+        raise InputError(
+            "--dataset {}: {}; for a data set of your own use --dataset lists or --dataset folders".format(
+                name, "; ".join(differ)
             )
-    if "gallery" in counts and "gallery" not in halves:
-        raise InputError("--dataset {}: its queries need their gallery; give --gallery-txt too".format(name))
+        )
 
 
 def _check_pictures(halves):

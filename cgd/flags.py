@@ -32,8 +32,11 @@ def ranks(text):
         raise argparse.ArgumentTypeError("expected whole numbers from 1, as in 1,2,4,8, found {!r}".format(text))
 
 
-def add_data_flags(parser, default):
-    """Adds the flags that say which pictures; `default` says which data set is meant without --dataset."""
+def add_data_flags(parser, default, crop_default="crops where there are boxes"):
+    """Adds the flags that say which pictures.
+
+    default, crop_default : what is meant without --dataset, and without --cropped and --uncropped, in words
+    """
     add = parser.add_argument
     add("--dataset", choices=list(datasets.SOURCES), help="default: {}".format(default))
     add("--data-dir", metavar="DIR", help="folder of the data set (default: where download.sh puts it, in ./data)")
@@ -42,9 +45,8 @@ def add_data_flags(parser, default):
     add("--gallery-txt", metavar="FILE", help="list of the images that the queries are searched in")
     add("--bbox-txt", metavar="FILE", help="bounding boxes of the listed images")
     crop = parser.add_mutually_exclusive_group()
-    crop.add_argument(
-        "--cropped", action="store_true", default=None, help="bounding boxes (default where there are any)"
-    )
+    help_ = "crop to the bounding boxes (default: {})".format(crop_default)
+    crop.add_argument("--cropped", action="store_true", default=None, help=help_)
     crop.add_argument("--uncropped", dest="cropped", action="store_false", help="whole pictures")
     add("--recallk", type=ranks, metavar="K,K,...", help="the K of Recall@K (default: the data set's)")
     help_ = "go on without up to N pictures that cannot be read (default: 0)"
@@ -53,16 +55,19 @@ def add_data_flags(parser, default):
     add("--num-workers", type=whole(0), default=min(machine.usable_cores(), MOST_WORKERS), metavar="N", help=help_)
 
 
-def load_dataset(options, name):
+def load_dataset(options, name, cropped=True, need_training=True):
     """The data set that the flags ask for, cropped or not, with the ranks to report; prints its table.
+
+    cropped : whether to crop where there are boxes, if no flag says it
+    need_training : as in datasets.load
 
     Raises InputError for what does not fit, before any work.
     """
     files = (options.data_dir, options.train_txt, options.test_txt, options.bbox_txt, options.gallery_txt)
-    dataset = datasets.load(name, *files)
+    dataset = datasets.load(name, *files, need_training=need_training)
     if options.cropped and dataset.test[0].box is None:
         raise InputError("--cropped: {} has no bounding boxes; --bbox-txt gives those of listed images".format(name))
-    if options.cropped is False:
+    if not (cropped if options.cropped is None else options.cropped):
         dataset = datasets.whole_pictures(dataset)
     dataset = dataset._replace(ranks=options.recallk or dataset.ranks)
     datasets.check_ranks(dataset)

@@ -163,7 +163,19 @@ def test_half_a_file_is_an_error_that_names_it(saved, tmp_path, ending):
         ("image_width", "64"),
         ("image_width", 0),
         ("mean", [0.5, 0.5]),
+        ("mean", [0, True, 0]),
+        ("mean", [0, "0", 0]),
+        ("mean", [0, 0, float("nan")]),
+        ("mean", 0),
         ("std", [1, None, 1]),
+        ("std", [1, 0, 1]),
+        ("std", [1, -0.5, 1]),
+        ("std", [1, float("inf"), 1]),
+        ("std", [1, 10**400, 1]),
+        ("gem_p", True),
+        ("gem_p", 0),
+        ("gem_p", "3"),
+        ("gem_p", float("nan")),
         ("cropped", 1),
         ("dim", 2.5),
     ],
@@ -175,6 +187,15 @@ def test_a_description_that_cannot_be_is_named(saved, key, value):
         json.dump(description, file)
     with pytest.raises(InputError, match="net.json: {} is ".format(key)):
         checkpoints.Checkpoint(saved[1])
+
+
+@pytest.mark.parametrize("key, value", [("mean", [0, 0, 0]), ("std", [1, 1, 0.5]), ("gem_p", 3)])
+def test_whole_numbers_are_numbers_too(saved, key, value):
+    with open(saved[1] + ".json") as file:
+        description = dict(json.load(file), **{key: value})
+    with open(saved[1] + ".json", "w") as file:
+        json.dump(description, file)
+    assert checkpoints.Checkpoint(saved[1]).description[key] == value
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,9 @@ def test_embeddings_and_results_are_kept(run, small_demo, tmp_path):
     records = datasets.load("demo", small_demo).test
     assert kept["embeddings"].shape == (24, 16)
     assert kept["identities"].tolist() == [record.identity for record in records]
+    folders = [Path(record.path).parent.name for record in records]
+    assert kept["class_names"].tolist() == folders and len(set(folders)) == 4
+    assert kept["class_ids"].tolist() == [int(folder[:3]) for folder in folders]
     assert kept["image_ids"].tolist() == [record.image_id for record in records]
     recalls = recall_at_k(kept["embeddings"], kept["identities"], [1, 3])
     assert list(figures["recall"].values()) == recalls and printed(result) == [round(r, 4) for r in recalls]
@@ -79,6 +82,63 @@ def test_another_way_of_testing_than_of_training_is_warned_of(run, small_demo):
     whole = evaluate(run, small_demo, "--uncropped")
     assert "warning: " in whole.stderr and "cropped" in whole.stderr and "whole pictures" in whole.stdout
     assert "32 x 32" in evaluate(run, small_demo, "--image-width", 48).stderr
+
+
+def described(run, folder, **changes):
+    """A copy of the run's checkpoint with another description, as `run` has it."""
+    for ending in ("-symbol.json", "-0000.params"):
+        shutil.copy(str(run[0] / ("last" + ending)), str(folder / ("last" + ending)))
+    description = dict(json.loads((run[0] / "last.json").read_text()), **changes)
+    (folder / "last.json").write_text(json.dumps(description))
+    return [folder]
+
+
+def test_the_checkpoint_says_whether_pictures_are_cropped(run, small_demo, tmp_path):
+    whole = described(run, tmp_path, cropped=False)
+    result = evaluate(whole, small_demo)
+    assert ", whole pictures" in result.stdout and "warning" not in result.stderr
+    assert printed(result) == printed(evaluate(run, small_demo, "--uncropped"))
+    result = evaluate(whole, small_demo, "--cropped")
+    assert ", cropped pictures" in result.stdout
+    assert "trained on whole pictures and is tested on cropped ones" in result.stderr
+    records = datasets.load("demo", small_demo).test
+    boxes = ["{} {} {} {} {}".format(r.image_id, *r.box) for r in records]
+    (tmp_path / "bbox.txt").write_text("\n".join(boxes) + "\n")
+    lists = ["--dataset", "lists", "--test-txt", write_list(tmp_path / "test.txt", records, small_demo)]
+    result = evaluate(whole, small_demo, *lists, "--bbox-txt", tmp_path / "bbox.txt")
+    assert ", whole pictures" in result.stdout and "warning: --bbox-txt is not used" in result.stderr
+    result = evaluate(run, small_demo, *lists)
+    assert ", whole pictures" in result.stdout
+    assert "trained on cropped pictures and is tested on whole ones" in result.stderr
+
+
+def test_the_released_scripts_flags_take_lists_of_ones_own(run, small_demo, tmp_path):
+    """With the default data set, cub200, and training pictures that are not there."""
+    cub = described(run, tmp_path, dataset="cub200", mean=[0, 0, 0], std=[1, 1, 1])
+    dataset = datasets.load("demo", small_demo)
+    test = write_list(tmp_path / "test.txt", dataset.test, small_demo)
+    train = tmp_path / "train.txt"
+    train.write_text("image_id class_id path\n1 0 gone/1.jpg\n2 1 gone/2.jpg\n")
+    result = evaluate(cub, small_demo, "--uncropped", "--test-txt", test, "--train-txt", train)
+    assert "| Train   |        2 |       2 |" in result.stdout and len(printed(result)) == 4
+    (line,) = [line for line in result.stderr.splitlines() if "the official one" in line]
+    assert line.startswith("warning: ") and "4 classes and 24 images, the official one 100 and 5924" in line
+    train.unlink()
+    again = evaluate(cub, small_demo, "--uncropped", "--test-txt", test, "--train-txt", train)
+    assert printed(again) == printed(result) and "Train" not in again.stdout
+    assert "train.txt" in again.stderr
+
+
+def test_class_ids_of_a_list_are_kept_as_listed(run, small_demo, tmp_path):
+    records = datasets.load("demo", small_demo).test
+    records = [record._replace(identity=7 + 5 * record.identity) for record in records]
+    lists = ["--dataset", "lists", "--test-txt", write_list(tmp_path / "test.txt", records[:12], small_demo)]
+    lists += ["--gallery-txt", write_list(tmp_path / "gallery.txt", records[6:], small_demo)]
+    evaluate(run, small_demo, *lists, "--save-embeddings", tmp_path / "e.npz")
+    kept = np.load(str(tmp_path / "e.npz"))
+    assert kept["class_ids"].tolist() == [record.identity for record in records[:12] + records[6:]]
+    assert kept["identities"].tolist() == [(number - 7) // 5 for number in kept["class_ids"]]
+    assert set(kept["class_names"].tolist()) == {""}
 
 
 def test_list_files_give_the_same_figures(run, small_demo, tmp_path):
@@ -117,6 +177,16 @@ def test_neighbours_are_drawn_and_marked(run, small_demo, tmp_path):
             right = kept["identities"][item] == kept["identities"][query]
             frame = picture[line * step + top, column * step + 3 * figures.GAP]
             assert tuple(frame) == (figures.RIGHT if right else figures.WRONG)
+
+
+def test_neighbours_are_drawn_of_embeddings_kept_before_there_were_class_ids(run, small_demo, tmp_path):
+    evaluate(run, small_demo, "--save-embeddings", tmp_path / "e.npz")
+    kept = dict(np.load(str(tmp_path / "e.npz")))
+    del kept["class_ids"], kept["class_names"]
+    np.savez(str(tmp_path / "old.npz"), **kept)
+    result = command("-m", "cgd.figures", tmp_path / "old.npz", tmp_path / "n.png")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "n.png").exists()
 
 
 def test_help_shows_every_recipes_defaults():
@@ -274,7 +344,7 @@ BAD_TESTS = [
     (["--save-embeddings", "e.txt"], ".npz"),
     (["--cropped", "--uncropped"], "not allowed with"),
     (["--dataset", "lists", "--test-txt", "LIST", "--cropped"], "--bbox-txt"),
-    (["--dataset", "cub200", "--test-txt", "LIST"], "the official one 100 and 5924"),
+    (["--dataset", "inshop", "--test-txt", "LIST"], "--gallery-txt"),
     (["--what"], "unrecognized arguments: --what"),
 ]
 

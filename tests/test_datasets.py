@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cgd import datasets
-from cgd.datasets import Record
+from cgd.datasets import Class, Record
 from cgd.errors import InputError
 from conftest import BOXES, LIST, annotations_file
 
@@ -59,6 +59,7 @@ def test_a_gallery_has_the_numbers_of_its_queries(files):
     dataset = datasets.load("lists", files, None, files / "list.txt", None, files / "gallery.txt")
     assert [record.identity for record in dataset.test] == [0, 0, 1]
     assert [record.identity for record in dataset.gallery] == [1, 2]
+    assert dataset.classes == [Class(0, ""), Class(1, ""), Class(7, "")]
     assert dataset.train == []
 
 
@@ -101,9 +102,34 @@ def test_flags_that_do_not_go_together_are_told(files):
         datasets.load("cub")
 
 
-def test_another_number_of_images_than_the_official_is_an_error(files):
-    with pytest.raises(InputError, match="test half has 2 classes and 3 images, the official one 100 and 5924"):
-        datasets.load("cub200", files, None, files / "list.txt", files / "bbox.txt")
+def official_counts(monkeypatch, name, **counts):
+    monkeypatch.setitem(datasets.SOURCES, name, datasets.SOURCES[name]._replace(counts=counts))
+
+
+@pytest.mark.parametrize("half", ["train", "test"])
+def test_official_files_with_another_number_of_images_are_an_error(small_demo, monkeypatch, half):
+    official_counts(monkeypatch, "demo", **dict({"train": (4, 24), "test": (4, 24)}, **{half: (5, 25)}))
+    with pytest.raises(InputError, match="{} half has 4 classes and 24 images, the official one 5 and 25".format(half)):
+        datasets.load("demo", small_demo)
+
+
+def test_lists_given_by_hand_may_have_any_number_of_images(files, capsys):
+    dataset = datasets.load("cub200", files, None, files / "list.txt", files / "bbox.txt")
+    assert [record.image_id for record in dataset.test] == [1, 2, 3]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: ") and "3 images, the official one 100 and 5924" in line
+    datasets.load("cub200", files, files / "list.txt", files / "list.txt")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the train half" in line and "the test half" in line
+    official = datasets.load("cub200", files, files / "list.txt", files / "list.txt")
+    with pytest.raises(InputError, match="the only training image of its class"):
+        datasets.check_trainable(official)
+
+
+def test_lists_of_the_official_size_are_not_warned_of(files, monkeypatch, capsys):
+    official_counts(monkeypatch, "cub200", train=(2, 3), test=(2, 3))
+    datasets.load("cub200", files, files / "list.txt", files / "list.txt")
+    assert capsys.readouterr().err == ""
 
 
 def test_queries_of_in_shop_need_their_gallery(files, monkeypatch):
@@ -170,6 +196,7 @@ def test_cars196_in_its_first_layout(tmp_path, monkeypatch):
         Record(str(tmp_path / "car_ims/000003.jpg"), 0, (7, 4, 270, 176), 3),
         Record(str(tmp_path / "car_ims/000004.jpg"), 1, (33, 50, 164, 100), 4),
     ]
+    assert dataset.classes == [Class(99, ""), Class(196, "")]
 
 
 @pytest.mark.parametrize("place", ["devkit", "."])
@@ -205,7 +232,15 @@ def test_sop_from_its_own_lists(tmp_path, monkeypatch):
     dataset = datasets.load("sop", tmp_path)
     assert dataset.train[1] == Record(str(tmp_path / "bicycle_final/1_1.JPG"), 0, None, 2)
     assert [record.identity for record in dataset.test] == [0, 1]
+    assert dataset.classes == [Class(11319, ""), Class(11320, "")]
     assert dataset.ranks == (1, 10, 100, 1000)
+    (tmp_path / "Ebay_train.txt").write_text("no list")
+    tested = datasets.load("sop", tmp_path, need_training=False)
+    assert tested == dataset._replace(train=None)
+    (tmp_path / "Ebay_train.txt").unlink()
+    assert datasets.load("sop", tmp_path, need_training=False) == tested
+    with pytest.raises(InputError, match="Ebay_train.txt"):
+        datasets.load("sop", tmp_path)
 
 
 @pytest.mark.parametrize("drive", [False, True], ids=["flat", "as on the authors' drive"])
@@ -224,6 +259,7 @@ def test_in_shop_is_queries_against_a_gallery(tmp_path, monkeypatch, drive):
         Record(str(pictures / "img/W/c.jpg"), 0, None, 3),
         Record(str(pictures / "img/W/d.jpg"), 1, None, 4),
     ]
+    assert [known.name for known in dataset.classes] == ["id_9", "id_5"]
     assert "| Query   |        1 |       1 |" in datasets.statistics(dataset)
     assert "| Gallery |        2 |       2 |" in datasets.statistics(dataset)
     assert "| Total   |        3 |       4 |" in datasets.statistics(dataset)
@@ -237,14 +273,64 @@ def test_class_folders_are_split_by_their_names(tmp_path, capsys):
     assert [(Path(r.path).parent.name, r.identity) for r in dataset.test] == [("c", 0), ("d", 1)]
     assert "left out 1 files" in capsys.readouterr().out
     assert dataset.train[0].box is None
+    assert dataset.classes == [Class(3, "c"), Class(4, "d")]
+    for file in ("a/1.jpeg", "b/1.png", "b/2.JPG"):
+        (tmp_path / file).unlink()
+    assert datasets.load("folders", tmp_path, need_training=False) == dataset._replace(train=None)
+    with pytest.raises(InputError, match="expected a folder for each class"):
+        datasets.load("folders", tmp_path)
 
 
 def test_class_folders_with_halves_of_their_own(tmp_path):
     touch(tmp_path, ["train/x/1.jpg", "train/x/2.jpg", "test/y/1.jpg", "test/z/1.jpg"])
     dataset = datasets.load("folders", tmp_path)
     assert (len(dataset.train), len(dataset.test)) == (2, 2)
+    assert dataset.classes == [Class(1, "y"), Class(2, "z")]
+    shutil.rmtree(str(tmp_path / "train" / "x"))
+    assert datasets.load("folders", tmp_path, need_training=False) == dataset._replace(train=None)
+    with pytest.raises(InputError, match="train: expected a folder for each class"):
+        datasets.load("folders", tmp_path)
     shutil.rmtree(str(tmp_path / "train"))
     assert datasets.load("folders", tmp_path).train == []
+    assert datasets.load("folders", tmp_path, need_training=False).train is None
+
+
+def test_training_pictures_are_not_looked_up_where_none_are_trained_on(small_demo, tmp_path):
+    """The annotation files, which the test half needs too, still say how many there are."""
+    whole = datasets.load("demo", small_demo)
+    folder = tmp_path / "demo"
+    shutil.copytree(str(small_demo), str(folder))
+    for record in whole.train:
+        (folder / Path(record.path).relative_to(small_demo)).unlink()
+    with pytest.raises(InputError, match="24 of 48 images are missing"):
+        datasets.load("demo", folder)
+    tested = datasets.load("demo", folder, need_training=False)
+    assert datasets.statistics(tested) == datasets.statistics(whole)
+    Path(tested.test[0].path).unlink()
+    with pytest.raises(InputError, match="1 of 24 images are missing"):
+        datasets.load("demo", folder, need_training=False)
+
+
+@pytest.mark.parametrize(
+    "text, counted",
+    [
+        ("image_id class_id path\n7 0 gone/a.jpg\n8 5 gone/b.jpg\n", True),  # no such pictures, and no boxes
+        ("no list", False),
+        (None, False),
+    ],
+)
+def test_a_training_list_is_for_counting_where_none_are_trained_on(files, capsys, text, counted):
+    train = files / "train.txt"
+    if text:
+        train.write_text(text)
+    words = (files, train, files / "list.txt", files / "bbox.txt")
+    dataset = datasets.load("lists", *words, need_training=False)
+    assert ("| Train   |        2 |       2 |" in datasets.statistics(dataset)) == counted
+    assert len(dataset.test) == 3 and dataset.test[0].box
+    warned = capsys.readouterr().err.splitlines()
+    assert len(warned) == (not counted) and all(str(train) in line for line in warned)
+    with pytest.raises(InputError, match="train.txt|missing"):
+        datasets.load("lists", *words)
 
 
 @pytest.mark.parametrize("names", [[], ["a/notes.txt"], ["a/1.jpg"]])
@@ -264,12 +350,13 @@ def dataset_of(train, test, gallery=None, ranks=(1, 2)):
     return datasets.Dataset("lists", halves[0], halves[1], ranks, halves[2])
 
 
-def test_a_class_of_one_image_cannot_be_trained_on():
+def test_a_class_of_one_image_cannot_be_trained_on(monkeypatch):
     datasets.check_trainable(dataset_of([0, 0, 1, 1], [0]))
     with pytest.raises(InputError, match="train/2.jpg: the only training image of its class.*1 of 3 classes"):
         datasets.check_trainable(dataset_of([0, 0, 1, 2, 2], [0]))
     with pytest.raises(InputError, match="nothing to train on"):
         datasets.check_trainable(dataset_of([], [0]))
+    official_counts(monkeypatch, "inshop", train=(1, 1))
     datasets.check_trainable(dataset_of([0], [0])._replace(name="inshop"))  # an official one is as it is
 
 
@@ -308,6 +395,8 @@ def test_statistics_are_the_released_table():
             "+------------------------------+",
         ]
     )
+    unknown = datasets.statistics(dataset_of(None, [0, 0]))
+    assert "Train" not in unknown and "| Total   |        1 |       2 |" in unknown
 
 
 def pretend_pictures(monkeypatch):
@@ -321,7 +410,10 @@ def test_cubs_official_files_and_the_released_lists_give_the_same_records(shared
     official = datasets.load("cub200", folder)
     assert (len(official.train), len(official.test)) == (5864, 5924)
     files = (lists / "train.txt", lists / "test.txt", lists / "bbox.txt")
-    assert datasets.load("cub200", folder, *files) == official
+    listed = datasets.load("cub200", folder, *files)
+    assert (listed.train, listed.test) == (official.train, official.test)
+    assert official.classes[0] == Class(101, "101.White_Pelican") and listed.classes[0] == Class(0, "")
+    assert [known.id for known in official.classes] == list(range(101, 201))
 
 
 def test_cars_lists_and_the_devkit_know_the_same_boxes(shared, monkeypatch):

@@ -166,7 +166,7 @@ def test_cubs_three_files(tmp_path, name, edits):
     except InputError as error:
         assert ".txt" in str(error)
         return
-    found = {r.image_id: (r.path, r.identity + 1, r.box) for half in halves.values() for r in half}
+    found = {r.image_id: (r.path, r.identity.id, r.box) for half in halves.values() for r in half}
     tables = {other: (tmp_path / other).read_bytes() for other in CUB}
     words = {other: dict(line.split(None, 1) for line in lines_of(table).values()) for other, table in tables.items()}
     words = {other: {int(key): value.split() for key, value in table.items()} for other, table in words.items()}
@@ -176,7 +176,7 @@ def test_cubs_three_files(tmp_path, name, edits):
         assert label == int(words["image_class_labels.txt"][key][0])
         assert list(box) == [int(float(word)) for word in words["bounding_boxes.txt"][key]]
     for half, records in halves.items():
-        assert {record.identity < 100 for record in records} <= {half == "train"}
+        assert {record.identity.id <= 100 for record in records} <= {half == "train"}
 
 
 @pytest.fixture(scope="module")
