@@ -3,7 +3,7 @@
 
 # The first Python here that this project can use; if there is none, python3 says what is wrong with it.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10 python3.9 python3.8 python3.13 python3; do \
-	$$p -m cgd.machine >/dev/null 2>&1 && break; done; echo $$p)
+	$$p -m cgd.system.machine >/dev/null 2>&1 && break; done; echo $$p)
 
 .PHONY: demo test lint
 demo: .venv/ready
@@ -18,7 +18,7 @@ lint: .venv/ready-for-tests
 
 # The CPU build of MXNet, or the GPU build where a GPU that it has code for is found: see cgd/machine.py.
 .venv/ready: requirements.txt requirements-cpu.txt
-	@requirements=$$($(PYTHON) -m cgd.machine) && echo "installing $$requirements into .venv" && \
+	@requirements=$$($(PYTHON) -m cgd.system.machine) && echo "installing $$requirements into .venv" && \
 	$(PYTHON) -m venv .venv && \
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $$requirements && touch $@
 

@@ -214,7 +214,7 @@ demo() {
     local interpreter=python3
     there "$data/demo" && return
     [ -x "$root/.venv/bin/python" ] && interpreter=.venv/bin/python
-    (cd -- "$root" && "$interpreter" -m cgd.birds --data-dir data/demo) || fail "$data/demo: not drawn; use make demo"
+    (cd -- "$root" && "$interpreter" -m cgd.data.birds --data-dir data/demo) || fail "$data/demo: not drawn; use make demo"
 }
 
 temporaries=()

@@ -25,9 +25,11 @@ import sys
 
 import numpy as np
 
-from cgd import environment, errors, evaluator, files, flags, loader
-from cgd.checkpoints import Checkpoint
-from cgd.errors import InputError
+from cgd.data import flags, loader
+from cgd.network.checkpoints import Checkpoint
+from cgd.retrieval import evaluation
+from cgd.system import environment, errors, files
+from cgd.system.errors import InputError
 
 
 def arguments():
@@ -79,9 +81,9 @@ def main():
     dataset = flags.load_dataset(options, name, cropped=description["cropped"], need_training=False)
     cropped = dataset.test[0].box is not None
     warn_of_another_crop(cropped, options, description)
-    preparation = evaluator.Preparation(image_size(options, description), description["mean"], description["std"])
+    preparation = evaluation.Preparation(image_size(options, description), description["mean"], description["std"])
     unreadable = loader.Unreadable(options.skip_unreadable)
-    evaluate = evaluator.Evaluator(dataset, preparation, options.batch_size, options.num_workers, unreadable)
+    evaluate = evaluation.Evaluator(dataset, preparation, options.batch_size, options.num_workers, unreadable)
     ctx = environment.context(options.gpu)
     with environment.memory_for("try --batch-size {}".format(max(1, options.batch_size // 2))):
         result = evaluate(checkpoint.graph(ctx), ctx)
@@ -93,7 +95,7 @@ def main():
             ", {} left out as unreadable".format(len(unreadable.reasons)) if unreadable.reasons else "",
         )
     )
-    print(evaluator.report(dataset.ranks, result.recalls))
+    print(evaluation.report(dataset.ranks, result.recalls))
 
     if options.save_embeddings:
         save_embeddings(options.save_embeddings, result, dataset.classes)

@@ -16,10 +16,14 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from cgd import cluster, curves, datasets, environment, errors, flags, loader, model, recipes, trainer
-from cgd.checkpoints import Checkpoint
-from cgd.errors import InputError
-from cgd.files import replacing
+from cgd.data import datasets, flags, loader
+from cgd.network import weights
+from cgd.network.checkpoints import Checkpoint
+from cgd.network.options import OPTIONS
+from cgd.system import environment, errors
+from cgd.system.errors import InputError
+from cgd.system.files import replacing
+from cgd.training import cluster, curves, recipes, state, trainer
 
 KVSTORE = "dist_sync or dist_async: train on several machines, as the variables DMLC_* say (README)"
 TF32 = "let cuDNN round to TF32 on Ampere and Ada: faster, 10 bits instead of 23 (default: full float32)"
@@ -27,7 +31,7 @@ SAVE_EVERY = "iterations between saves of what --resume needs; 0: at evaluations
 RESUME = "resume a run that was stopped; flags for devices, workers, paths and more --iterations may be given with it"
 
 # What a checkpoint to train on from decides: its network, and how its pictures are made ready.
-INHERITED = (*model.OPTIONS, "image_width", "image_height", "mean", "std")
+INHERITED = (*OPTIONS, "image_width", "image_height", "mean", "std")
 
 
 def gpus(text):
@@ -123,7 +127,7 @@ def load_weights(net, options, recipe):
     if options.pretrained_model:
         Checkpoint(options.pretrained_model).load_into(net)
     elif not options.from_scratch:
-        model.load_backbone(net.features, options.backbone_params or model.zoo_file(recipe.backbone))
+        weights.load_backbone(net.features, options.backbone_params or weights.zoo_file(recipe.backbone))
 
 
 def run_folder(options, recipe):
@@ -175,7 +179,7 @@ def train(options, recipe, record, store):
         load_weights(net, options, recipe)
     training = trainer.Trainer(net, dataset, recipe, folder, devices, loaders, options.seed, store)
     if record:
-        training.restore()
+        state.restore(training)
     if training.leads:
         keep_arguments(folder, record or new_record(dataset), recipe)
         print("run: {}{}".format(folder, ", from iteration {}".format(training.iteration) if record else ""))

@@ -25,13 +25,14 @@ from PIL import Image, ImageDraw
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from cgd import annotations, checkpoints, datasets, model  # noqa: E402
-from cgd.environment import mx  # noqa: E402
+from cgd.data import annotations, datasets  # noqa: E402
+from cgd.network import checkpoints, model  # noqa: E402
+from cgd.system.environment import mx  # noqa: E402
 
 # Loads a data set in a process of its own, as a command does, and prints what that took.
 LOAD = """
 import json, sys, time
-from cgd import datasets
+from cgd.data import datasets
 def mib():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
 before, start = mib(), time.time()

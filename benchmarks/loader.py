@@ -17,8 +17,9 @@ from pipeline import draw
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cgd import flags, images, machine, samplers  # noqa: E402
-from cgd.environment import mx  # noqa: E402
+from cgd.data import flags, images, samplers  # noqa: E402
+from cgd.system import machine  # noqa: E402
+from cgd.system.environment import mx  # noqa: E402
 
 AHEAD = 2  # batches that Gluon's loader has under way for each worker
 

@@ -18,11 +18,14 @@ from PIL import Image, ImageFilter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cgd import environment, evaluator, images, machine, model  # noqa: E402
-from cgd.datasets import Record  # noqa: E402
-from cgd.environment import mx  # noqa: E402
+from cgd.data import images  # noqa: E402
+from cgd.data.datasets import Record  # noqa: E402
+from cgd.network import model  # noqa: E402
+from cgd.retrieval import evaluation  # noqa: E402
+from cgd.system import environment, machine  # noqa: E402
+from cgd.system.environment import mx  # noqa: E402
 
-PREPARATION = evaluator.Preparation((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+PREPARATION = evaluation.Preparation((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def draw(folder, count, width=500, height=375):
@@ -49,7 +52,7 @@ def forward_rate(net, ctx, batch_size, count):
 
 def end_to_end_rate(net, ctx, batch_size, workers, records):
     start = time.time()
-    evaluator.extract(net, records, PREPARATION, ctx, batch_size, workers, quiet=True)
+    evaluation.extract(net, records, PREPARATION, ctx, batch_size, workers, quiet=True)
     return len(records) / (time.time() - start)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cgd.retrieval import recall_at_k  # noqa: E402
+from cgd.retrieval.recall import recall_at_k  # noqa: E402
 
 BLOCK = 1024
 KS = (1, 10, 100, 1000)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cgd import datasets, errors
-from cgd.birds import draw_demo
+from cgd.data import datasets
+from cgd.data.birds import draw_demo
+from cgd.system import errors
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -62,7 +63,7 @@ def main():
     ):
         model = folder / run / "last"
         command("test.py", "--pretrained-model", model, "--results", folder / (name + ".json"), *more)
-    command("-m", "cgd.figures", folder / "after.npz", folder / "neighbours.png")
+    command("-m", "cgd.retrieval.sheet", folder / "after.npz", folder / "neighbours.png")
     columns = {
         "before training": recalls(figures, "before"),
         "after training": recalls(figures, "after"),

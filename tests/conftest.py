@@ -15,9 +15,10 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from cgd import birds, errors  # noqa: E402
-from cgd.datasets import Record  # noqa: E402
-from cgd.loader import Loader  # noqa: E402
+from cgd.data import birds  # noqa: E402
+from cgd.data.datasets import Record  # noqa: E402
+from cgd.data.loader import Loader  # noqa: E402
+from cgd.system import errors  # noqa: E402
 
 # A list file and its boxes.
 LIST = "image_id class_id path\n1 0 images/a.jpg\n2 0 images/b.jpg\n3 1 images/c with blank.jpg\n"

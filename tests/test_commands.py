@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cgd import checkpoints, datasets, environment, figures
-from cgd.retrieval import recall_at_k
+from cgd.data import datasets
+from cgd.network import checkpoints
+from cgd.retrieval import sheet
+from cgd.retrieval.recall import recall_at_k
+from cgd.system import environment
 from conftest import ROOT, children_of, command, command_here, members_of, running, wait_until
 
 SMALL = "--image-width 32 --image-height 32 --dim 16 --batch-size 8 --images-per-identity 2 --gpu -1".split()
@@ -164,19 +167,21 @@ def test_training_goes_on_from_a_checkpoint(run, small_demo, tmp_path):
 
 def test_neighbours_are_drawn_and_marked(run, small_demo, tmp_path):
     evaluate(run, small_demo, "--save-embeddings", tmp_path / "e.npz")
-    result = command("-m", "cgd.figures", tmp_path / "e.npz", tmp_path / "n.png", "--queries", 3, "--neighbours", 4)
+    result = command(
+        "-m", "cgd.retrieval.sheet", tmp_path / "e.npz", tmp_path / "n.png", "--queries", 3, "--neighbours", 4
+    )
     assert result.returncode == 0, result.stderr
     kept = np.load(str(tmp_path / "e.npz"))
     picture = np.asarray(Image.open(str(tmp_path / "n.png")).convert("RGB"))
     rows = np.sort(np.random.RandomState(0).permutation(24)[:3])
-    step, top = figures.SIDE + figures.GAP, 4 * figures.GAP
+    step, top = sheet.SIDE + sheet.GAP, 4 * sheet.GAP
     for line, query in enumerate(rows):
         away = ((kept["embeddings"] - kept["embeddings"][query]) ** 2).sum(1)
         away[query] = np.inf
         for column, item in enumerate(np.argsort(away)[:4], 1):
             right = kept["identities"][item] == kept["identities"][query]
-            frame = picture[line * step + top, column * step + 3 * figures.GAP]
-            assert tuple(frame) == (figures.RIGHT if right else figures.WRONG)
+            frame = picture[line * step + top, column * step + 3 * sheet.GAP]
+            assert tuple(frame) == (sheet.RIGHT if right else sheet.WRONG)
 
 
 def test_neighbours_are_drawn_of_embeddings_kept_before_there_were_class_ids(run, small_demo, tmp_path):
@@ -184,7 +189,7 @@ def test_neighbours_are_drawn_of_embeddings_kept_before_there_were_class_ids(run
     kept = dict(np.load(str(tmp_path / "e.npz")))
     del kept["class_ids"], kept["class_names"]
     np.savez(str(tmp_path / "old.npz"), **kept)
-    result = command("-m", "cgd.figures", tmp_path / "old.npz", tmp_path / "n.png")
+    result = command("-m", "cgd.retrieval.sheet", tmp_path / "old.npz", tmp_path / "n.png")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "n.png").exists()
 
@@ -224,12 +229,14 @@ def test_queries_are_searched_in_their_gallery(run, small_demo, tmp_path):
     nearest = ((x[:, None] - y[None]) ** 2).sum(2).argmin(1)
     expected = np.mean(kept["identities"][4:][nearest] == kept["identities"][:4])
     assert printed(result) == [round(expected, 4), 1.0]
-    picture = command("-m", "cgd.figures", tmp_path / "e.npz", tmp_path / "n.png", "--queries", 9, "--neighbours", 3)
+    picture = command(
+        "-m", "cgd.retrieval.sheet", tmp_path / "e.npz", tmp_path / "n.png", "--queries", 9, "--neighbours", 3
+    )
     assert picture.returncode == 0, picture.stderr
-    step = figures.SIDE + figures.GAP
+    step = sheet.SIDE + sheet.GAP
     pixels = np.asarray(Image.open(str(tmp_path / "n.png")).convert("RGB"))
-    assert pixels.shape[:2] == (4 * step + 4 * figures.GAP, 4 * step + 3 * figures.GAP)
-    right = [tuple(pixels[n * step + 4 * figures.GAP, step + 3 * figures.GAP]) == figures.RIGHT for n in range(4)]
+    assert pixels.shape[:2] == (4 * step + 4 * sheet.GAP, 4 * step + 3 * sheet.GAP)
+    right = [tuple(pixels[n * step + 4 * sheet.GAP, step + 3 * sheet.GAP]) == sheet.RIGHT for n in range(4)]
     assert np.mean(right) == expected
     train = write_list(tmp_path / "train.txt", dataset.train, small_demo)
     result = command(

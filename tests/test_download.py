@@ -21,7 +21,7 @@ from random import Random
 
 import pytest
 
-from cgd import birds
+from cgd.data import birds
 
 SCRIPT = Path(__file__).resolve().parent.parent / "download.sh"
 TABLE = re.compile(r"(?<=<<TABLE\n).*?(?=^TABLE$)", re.DOTALL | re.MULTILINE)
@@ -793,7 +793,7 @@ def test_demo(project, monkeypatch):
     assert "data/demo: not drawn" in project.bad("demo", CODE="2")
     project.good("demo", cwd="/", CODE="0")
     words = (project.folder / "drawn.txt").read_text().split()
-    assert words[:2] == ["-m", "cgd.birds"]
+    assert words[:2] == ["-m", "cgd.data.birds"]
     drawn = []
     monkeypatch.setattr(sys, "argv", words[1:])
     monkeypatch.setattr(birds, "draw_demo", lambda folder, *rest: drawn.append(str(folder)))

@@ -1,0 +1,1 @@
+"""Official files to records, records to pictures, pictures to batches; the demo set."""

@@ -1,0 +1,188 @@
+"""Annotation files: text lists, boxes, MATLAB files -> plain rows, each checked.
+
+Whatever does not fit is an InputError that names the file and the line. What is accepted on purpose: Windows line ends,
+a byte order mark, blank lines, several blanks between columns.
+"""
+
+import re
+from pathlib import Path
+
+from cgd.data.matlab import read_structs
+from cgd.system.errors import InputError
+
+MOST_PIXELS = 10**6  # a side beyond this is no picture's: a slipped column or a lost decimal point
+EXTRA_COLUMNS = {"view_id", "super_class_id"}  # known columns of other lists, not needed here
+
+_WHOLE = re.compile(r"[0-9]{1,18}")
+_NUMBER = re.compile(r"[-+]?[0-9]{1,18}(\.[0-9]*)?")
+
+
+def read_rows(file, columns):
+    """[(line number, words)] of a text file's lines that are not blank, each of so many words.
+
+    The last word is the rest of its line: paths may hold blanks.
+    """
+    return _split(_lines(file), columns, file)
+
+
+def read_numbered(file):
+    """{id: (line number, rest of the line)} from rows `id rest`, in their order; an id may occur once."""
+    table = {}
+    for number, (word, rest) in read_rows(file, 2):
+        key = whole_number(word, file, number)
+        if key in table:
+            raise InputError("{}:{}: image {} is there twice".format(file, number, key))
+        table[key] = number, rest.strip()
+    return table
+
+
+def read_boxes(file):
+    """{image_id: (x, y, w, h)} from rows `image_id x y w h`; numbers are cut to whole pixels, as the authors do."""
+    boxes = {}
+    for number, row in read_rows(file, 5):
+        image_id = whole_number(row[0], file, number)
+        if image_id in boxes:
+            raise InputError("{}:{}: image {} has a box already".format(file, number, image_id))
+        boxes[image_id] = checked_box([_pixels(word, file, number) for word in row[1:]], file, number)
+    return boxes
+
+
+def read_list(file):
+    """[(line number, image_id, class_id, path)] of a list: a header, then a row an image.
+
+    The header is `image_id class_id path` (the authors' evaluation code), with `view_id` (their later code) or
+    `super_class_id` (SOP's own lists) before the path.
+    """
+    lines = _lines(file)
+    header = lines[0][1].split()
+    if header[:2] != ["image_id", "class_id"] or header[-1] != "path" or not set(header[2:-1]) <= EXTRA_COLUMNS:
+        raise InputError("{}:{}: expected the header 'image_id class_id path'".format(file, lines[0][0]))
+    rows, seen = [], set()
+    for number, row in _split(lines[1:], len(header), file):
+        image_id, class_id = [whole_number(word, file, number) for word in row[:-1]][:2]
+        path = row[-1].strip()
+        for key, what in ((image_id, "image {}"), (path, "{!r}")):
+            if key in seen:
+                raise InputError("{}:{}: {} is listed twice".format(file, number, what.format(key)))
+            seen.add(key)
+        rows.append((number, image_id, class_id, path))
+    if not rows:
+        raise InputError("{}: lists no images".format(file))
+    return rows
+
+
+def read_partition(file):
+    """[(line number, path, item, status)] of In-shop's list_eval_partition.txt: a count, a header, a row an image.
+
+    status : "train", "query" or "gallery".
+    """
+    lines = _lines(file)
+    if len(lines) < 2 or lines[1][1].split() != ["image_name", "item_id", "evaluation_status"]:
+        raise InputError("{}: expected a count, then the header 'image_name item_id evaluation_status'".format(file))
+    count = whole_number(lines[0][1].strip(), file, lines[0][0])
+    rows, seen = [], set()
+    for number, line in lines[2:]:
+        words = line.rsplit(None, 2)
+        if len(words) != 3 or words[2] not in ("train", "query", "gallery"):
+            raise InputError("{}:{}: expected a path, an item, and train, query or gallery".format(file, number))
+        path = words[0].strip()
+        if path in seen:
+            raise InputError("{}:{}: {!r} is listed twice".format(file, number, path))
+        seen.add(path)
+        rows.append((number, path, words[1], words[2]))
+    if len(rows) != count:
+        raise InputError("{}:1: announces {} images, and {} follow; is it whole?".format(file, count, len(rows)))
+    return rows
+
+
+def read_cars(file, path_field):
+    """[(number, path, class, box)] of one of Cars196's MATLAB files, by the struct array `annotations` in it.
+
+    path_field : "relative_im_path" in cars_annos.mat, "fname" in the devkit's two files
+    number : the annotation's, from 1, where text files have the line's
+    box : (x1, y1, x2 - x1, y2 - y1), which is how the lists of the authors' later code turn corners into sizes
+    """
+    must_be_file(file)
+    fields = [path_field, "class", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2"]
+    rows = []
+    for number, values in enumerate(read_structs(file, "annotations", fields), 1):
+        path, label, *corners = [_only(field, file, number) for field in values]
+        if not isinstance(path, str):
+            raise InputError("{}:{}: expected a file's name, found {!r}".format(file, number, path))
+        label, x1, y1, x2, y2 = (_whole_value(value, file, number) for value in (label, *corners))
+        rows.append((number, path, label, checked_box([x1, y1, x2 - x1, y2 - y1], file, number)))
+    if not rows:
+        raise InputError("{}: annotates no images".format(file))
+    return rows
+
+
+def must_be_file(file):
+    """Raises InputError where `file` is missing or no file."""
+    if not Path(file).is_file():
+        raise InputError("{}: no such file; is --data-dir the data set's folder?".format(file))
+
+
+def whole_number(word, file, number):
+    """The int of a word of plain digits. Raises InputError for anything else, naming the line `number`."""
+    if _WHOLE.fullmatch(word):
+        return int(word)
+    raise InputError("{}:{}: expected a whole number, found {!r}".format(file, number, word))
+
+
+def checked_box(box, file, number):
+    """The box (x, y, w, h) as a tuple. Raises InputError where it has no area or cannot lie in a picture."""
+    x, y, w, h = box
+    if w < 1 or h < 1:
+        raise InputError("{}:{}: a box of no area ({} x {} pixels)".format(file, number, w, h))
+    if x < 0 or y < 0 or max(box) > MOST_PIXELS:
+        raise InputError("{}:{}: the box {} lies outside of any picture".format(file, number, tuple(box)))
+    return x, y, w, h
+
+
+def inside(folder, path, file, number):
+    """The path of a picture, as text, under its data folder. Raises InputError where it leads out of there."""
+    if not path.isprintable():
+        raise InputError("{}:{}: {!r} is no file's name".format(file, number, path))
+    if path.startswith("/") or ".." in path.split("/"):
+        raise InputError("{}:{}: {!r} leads out of the data folder".format(file, number, path))
+    return "{}/{}".format(folder, path)
+
+
+def _lines(file):
+    """[(line number, line)] of a text file's lines that are not blank; at least one."""
+    try:
+        text = Path(file).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError("{}: {}; is --data-dir the data set's folder?".format(file, error.strerror))
+    except UnicodeDecodeError:
+        raise InputError("{}: not a text file in UTF-8".format(file))
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise InputError("{}: empty".format(file))
+    return lines
+
+
+def _split(lines, columns, file):
+    rows = [(number, line.split(None, columns - 1)) for number, line in lines]
+    for number, row in rows:
+        if len(row) != columns:
+            raise InputError("{}:{}: expected {} columns, found {}".format(file, number, columns, len(row)))
+    return rows
+
+
+def _pixels(word, file, number):
+    if not _NUMBER.fullmatch(word):
+        raise InputError("{}:{}: expected a number, found {!r}".format(file, number, word))
+    return int(float(word))
+
+
+def _only(values, file, number):
+    if len(values) != 1:
+        raise InputError("{}:{}: expected one value in each field".format(file, number))
+    return values[0]
+
+
+def _whole_value(value, file, number):
+    if isinstance(value, (int, float)) and value == value and abs(value) <= MOST_PIXELS:
+        return int(value)
+    raise InputError("{}:{}: expected a number, found {!r}".format(file, number, value))

@@ -1,0 +1,185 @@
+"""Batches of pictures, decoded ahead by processes."""
+
+import mmap
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+import weakref
+from collections import deque
+
+import numpy as np
+from tqdm import tqdm
+
+from cgd.system.environment import mx
+from cgd.system.errors import STOPS, InputError
+
+AHEAD = 2  # batches under way in each process
+
+
+class Unreadable:
+    """The pictures that could not be read: each is reported, and one more than `limit` of them ends the run."""
+
+    def __init__(self, limit=0):
+        self.limit, self.reasons = limit, set()
+
+    def add(self, reason):
+        """`reason` names the file. Raises InputError when that is one too many."""
+        if reason in self.reasons:
+            return
+        self.reasons.add(reason)
+        if self.limit == 0:
+            raise InputError("{}; --skip-unreadable N goes on without up to N such pictures".format(reason))
+        if len(self.reasons) > self.limit:
+            raise InputError("{}; more than --skip-unreadable {}".format(reason, self.limit))
+        tqdm.write("left out ({} of {}): {}".format(len(self.reasons), self.limit, reason), file=sys.stderr)
+
+
+class Loader:
+    """Turns lists of a view's keys into batches of pictures.
+
+    The processes are forked once, here, and serve every pass. Create a loader before the GPU is used: a process that
+    is forked after that may hang. They end with this process, whatever ends it.
+
+    A batch comes through memory that both processes share. It is anonymous (mmap), so that the small /dev/shm of a
+    container does not limit it: `AHEAD` batches for each process.
+
+    Parameters
+    ----------
+    view : images.View
+    batch_size : int, the size of the largest batch
+    num_workers : int, processes that decode; 0 decodes in this process. `close()` ends them.
+    unreadable : Unreadable, what to do about pictures that cannot be read; without it the first is an InputError
+    """
+
+    def __init__(self, view, batch_size, num_workers=0, unreadable=None):
+        self.view, self.unreadable = view, unreadable or Unreadable()
+        self.workers = []
+        for _ in range(num_workers):
+            self.workers.append(_Worker(view, batch_size, [worker.connection for worker in self.workers]))
+        self.close = weakref.finalize(self, _end, self.workers)  # when called, collected, or at exit
+
+    def batches(self, batches):
+        """Yields (pictures (N, H, W, 3) uint8 NDArray, identities (N,) int array, readable (N,) bool array).
+
+        batches : iterable of lists of the view's keys, each of `batch_size` at most
+
+        Raises InputError for a picture that cannot be read (see Unreadable), and when a process has died.
+        """
+        for pictures, identities, reasons in self._ahead(batches) if self.workers else self._here(batches):
+            for reason in filter(None, reasons):
+                self.unreadable.add(reason)
+            readable = np.array([reason is None for reason in reasons])
+            yield mx.nd.array(pictures, dtype="uint8"), np.array(identities), readable
+
+    def _here(self, batches):
+        for keys in batches:
+            pictures = np.empty((len(keys), *_shape(self.view)), np.uint8)
+            yield (pictures, *_decode(self.view, keys, pictures))
+
+    def _ahead(self, batches):
+        """Process i % n gets batch i, and the next one as soon as a batch of its own has been taken."""
+        batches, waiting = iter(batches), deque()
+        for place in range(AHEAD * len(self.workers)):
+            self._ask(self.workers[place % len(self.workers)], batches, waiting)
+        while waiting:
+            worker, ticket = waiting.popleft()
+            yield worker.answer(ticket)
+            self._ask(worker, batches, waiting)  # the caller is done with the memory that this will overwrite
+
+    def _ask(self, worker, batches, waiting):
+        keys = next(batches, None)
+        if keys is not None:
+            waiting.append((worker, worker.ask(keys)))
+
+
+class _Worker:
+    """A process that decodes batches, in the order in which it is asked.
+
+    others : connections to the processes forked before. This one closes its copies, or they would not notice the end
+        of the process that they work for.
+    """
+
+    def __init__(self, view, batch_size, others):
+        shape = (AHEAD, batch_size, *_shape(view))
+        self.slots = np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), np.uint8).reshape(shape)
+        self.connection, theirs = multiprocessing.Pipe()
+        arguments = (theirs, self.slots, view, [self.connection, *others])
+        self.process = multiprocessing.get_context("fork").Process(target=_serve, args=arguments, daemon=True)
+        self.process.start()
+        theirs.close()
+        self.asked = 0
+
+    def ask(self, keys):
+        """Asks for a batch. Returns its ticket."""
+        ticket, self.asked = self.asked, self.asked + 1
+        try:
+            self.connection.send((ticket, keys))
+        except OSError:
+            raise self._died()
+        return ticket
+
+    def answer(self, ticket):
+        """(pictures, identities, reasons) of that batch. `pictures` lies in memory that a later batch overwrites."""
+        try:
+            answered, identities, reasons = self.connection.recv()
+            while answered != ticket:  # of an earlier pass that was given up
+                answered, identities, reasons = self.connection.recv()
+        except (EOFError, OSError):
+            raise self._died()
+        if isinstance(reasons, str):
+            raise RuntimeError("in a loader process:\n" + reasons)
+        return self.slots[ticket % AHEAD, : len(identities)], identities, reasons
+
+    def _died(self):
+        self.process.join(10)
+        code = self.process.exitcode
+        cause = "with exit code {}".format(code)
+        if code is not None and code < 0:
+            cause = "by the signal {}".format(signal.Signals(-code).name)
+        return InputError(
+            "a loader process was ended {}. If memory is short (a container's limit?), a lower --num-workers or "
+            "--batch-size takes less of it; --num-workers 0 does without such processes".format(cause)
+        )
+
+
+def _serve(connection, slots, view, others):
+    """What a loader process does, until the process that it works for has gone."""
+    for number in STOPS:  # Ctrl-C goes to the whole group: that process decides, and ends this one
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+    for other in others:
+        other.close()
+    try:
+        while True:
+            ticket, keys = connection.recv()
+            try:
+                answer = _decode(view, keys, slots[ticket % AHEAD])
+            except Exception:
+                answer = (), traceback.format_exc()
+            connection.send((ticket, *answer))
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def _end(workers):
+    """Ends the processes of a loader."""
+    for worker in workers:
+        worker.process.kill()
+        worker.process.join()
+        worker.connection.close()
+
+
+def _shape(view):
+    width, height = view.size
+    return height, width, 3
+
+
+def _decode(view, keys, pictures):
+    """Puts the pictures of the keys into `pictures`. Returns their identities, and why each cannot be read, or None."""
+    identities, reasons = [], []
+    for place, key in enumerate(keys):
+        pictures[place], identity, reason = view[key]
+        identities.append(identity)
+        reasons.append(reason)
+    return identities, reasons

@@ -1,0 +1,69 @@
+"""Which pictures make a training batch: P identities, K images of each."""
+
+import numpy as np
+
+from cgd.system.errors import InputError
+
+
+class IdentitySampler:
+    """Batches of P identities x K images, as (index, augmentation seed) pairs.
+
+    Identities are drawn without repetition within a batch, and so are the images of one; an identity with fewer than K
+    images is filled by repeating them. Batch i is a function of (seed, i) alone: whatever happened before, a run that
+    begins at batch i draws what the uninterrupted run would have drawn.
+
+    Parameters
+    ----------
+    identities : sequence of int
+        The identity of each record.
+    batch_size, images_per_identity : int
+        P x K and K.
+    seed : int
+    stop, start : int
+        Yields the batches start to stop - 1.
+    worker : (int, int)
+        Rank r and number n of workers that draw side by side: instead of batch i each yields batch i n + r, so that
+        none has another's.
+
+    Raises InputError when K does not divide the batch or there are fewer identities than P.
+    """
+
+    def __init__(self, identities, batch_size, images_per_identity, seed, stop, start=0, worker=(0, 1)):
+        if batch_size < 1 or images_per_identity < 1 or batch_size % images_per_identity:
+            raise InputError(
+                "--batch-size {}: expected a positive multiple of --images-per-identity {}".format(
+                    batch_size, images_per_identity
+                )
+            )
+        self.per_batch = batch_size // images_per_identity
+        self.per_identity = images_per_identity
+        self.seed, self.start, self.stop, self.worker = seed, start, stop, worker
+        identities = np.asarray(identities)
+        order = np.argsort(identities, kind="stable")
+        firsts = np.unique(identities[order], return_index=True)[1]
+        self.groups = np.split(order, firsts[1:])  # the records of each identity
+        if len(self.groups) < self.per_batch:
+            raise InputError(
+                "a batch wants {} identities (--batch-size over --images-per-identity), the data set has {}".format(
+                    self.per_batch, len(self.groups)
+                )
+            )
+
+    def __len__(self):
+        return self.stop - self.start
+
+    def __iter__(self):
+        rank, workers = self.worker
+        return (self.batch(number * workers + rank) for number in range(self.start, self.stop))
+
+    def batch(self, number):
+        """Batch `number`: a list of (record index, augmentation seed), the images of an identity together."""
+        random = np.random.RandomState([self.seed % 2**32, number])
+        chosen = random.choice(len(self.groups), self.per_batch, replace=False)
+        indices = np.concatenate([self._images(self.groups[group], random) for group in chosen])
+        seeds = random.randint(2**31 - 1, size=len(indices))
+        return list(zip(indices.tolist(), seeds.tolist()))
+
+    def _images(self, group, random):
+        rounds = -(-self.per_identity // len(group))
+        return np.concatenate([random.permutation(group) for _ in range(rounds)])[: self.per_identity]

@@ -1,0 +1,1 @@
+"""CGD itself: backbones, global descriptors, weights and checkpoints."""

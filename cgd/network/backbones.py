@@ -1,0 +1,203 @@
+"""Backbones: the convolutional part of a network, whose last map the global descriptors pool.
+
+Any network of Gluon's model zoo, and the three others of the paper's comparison, which the zoo lacks.
+"""
+
+from cgd.system.environment import mx
+from cgd.system.errors import InputError
+
+nn, vision = mx.gluon.nn, mx.gluon.model_zoo.vision
+
+# The blocks that end the convolutional part of each network of Gluon's zoo.
+END_OF_FEATURE_MAP = (nn.GlobalAvgPool2D, nn.AvgPool2D, nn.Flatten, nn.Dense, nn.Dropout)
+
+# Prefixes of parameter names. A ResNet has the released graph's, so that its parameters load by name. They are fixed,
+# for Gluon's own ones count the networks built so far, and parameters would not load by name.
+RESNET_PREFIX, OTHER_PREFIX = "resnetv10_", "backbone0_"
+
+
+def convolutions(name, keep_stride=False):
+    """The part of a network that makes its last map: (N, 3, H, W) -> (N, C, h, w), as a HybridSequential.
+
+    name : a network of Gluon's zoo, or one of OURS
+    keep_stride : leave the last stride of a ResNet, or of one of OURS, as it is. Without it the last map has twice the
+        height and width, as in the released graph; other networks always stay as they are.
+
+    Raises InputError for an unknown name.
+    """
+    if name in OURS:
+        return OURS[name](keep_stride)
+    prefix = RESNET_PREFIX if name.startswith("resnet") else OTHER_PREFIX
+    try:
+        zoo = vision.get_model(name, prefix=prefix)
+    except ValueError as error:
+        text = " ".join(str(error).split())
+        raise InputError("backbone {!r}: {} {}".format(name, text, " ".join(OURS)))
+    return _until_pooling(zoo.features, remove_stride=name.startswith("resnet") and not keep_stride)
+
+
+def se_resnet50(keep_stride=False):
+    """ResNet-50 with squeeze and excitation (Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018)."""
+    zoo = vision.ResNetV1(SEBottleneck, [3, 4, 6, 3], [64, 256, 512, 1024, 2048], prefix=OTHER_PREFIX)
+    return _until_pooling(zoo.features, remove_stride=not keep_stride)
+
+
+def bn_inception(keep_stride=False):
+    """Inception with batch normalisation (Ioffe and Szegedy, "Batch Normalization", 2015, Figure 5, as released)."""
+    body = nn.HybridSequential(prefix=OTHER_PREFIX)
+    last_stride = 2 if keep_stride else 1
+    with body.name_scope():
+        body.add(_conv(64, 7, 2), nn.MaxPool2D(3, 2, padding=1))
+        body.add(_conv(64, 1), _conv(192, 3), nn.MaxPool2D(3, 2, padding=1))
+        # 1 x 1; 1 x 1 then 3 x 3; 1 x 1 then 3 x 3 twice; pooling then 1 x 1
+        body.add(Inception([64], [64, 64], [64, 96, 96], "avg", 32))
+        body.add(Inception([64], [64, 96], [64, 96, 96], "avg", 64))
+        body.add(Inception([], [128, 160], [64, 96, 96], "max", 0, stride=2))
+        body.add(Inception([224], [64, 96], [96, 128, 128], "avg", 128))
+        body.add(Inception([192], [96, 128], [96, 128, 128], "avg", 128))
+        body.add(Inception([160], [128, 160], [128, 160, 160], "avg", 128))
+        body.add(Inception([96], [128, 192], [160, 192, 192], "avg", 128))
+        body.add(Inception([], [128, 192], [192, 256, 256], "max", 0, stride=last_stride))
+        body.add(Inception([352], [192, 320], [160, 224, 224], "avg", 128))
+        body.add(Inception([352], [192, 320], [192, 224, 224], "max", 128))
+    return body
+
+
+def shufflenet_v2(keep_stride=False):
+    """ShuffleNet V2 1x (Ma et al., "ShuffleNet V2: Practical Guidelines", ECCV 2018, Table 5)."""
+    body = nn.HybridSequential(prefix=OTHER_PREFIX)
+    with body.name_scope():
+        body.add(_conv(24, 3, 2), nn.MaxPool2D(3, 2, padding=1))
+        before = 24
+        for channels, units, stride in ((116, 4, 2), (232, 8, 2), (464, 4, 2 if keep_stride else 1)):
+            body.add(ShuffleDown(before, channels, stride))
+            for _ in range(units - 1):
+                body.add(ShuffleUnit(channels))
+            before = channels
+        body.add(_conv(1024, 1))
+    return body
+
+
+class SEBottleneck(vision.BottleneckV1):
+    """The zoo's bottleneck, whose channels are weighed by what all of them hold: (N, C, H, W) -> (N, C', h, w)."""
+
+    REDUCTION = 16
+
+    def __init__(self, channels, *arguments, **kwargs):
+        super().__init__(channels, *arguments, **kwargs)
+        with self.name_scope():
+            self.weigh = nn.HybridSequential(prefix="")
+            self.weigh.add(nn.GlobalAvgPool2D(), nn.Conv2D(channels // self.REDUCTION, 1, activation="relu"))
+            self.weigh.add(nn.Conv2D(channels, 1, activation="sigmoid"))
+
+    def hybrid_forward(self, F, x):
+        residual = self.downsample(x) if self.downsample else x
+        x = self.body(x)
+        return F.relu(F.broadcast_mul(x, self.weigh(x)) + residual)
+
+
+class ShuffleUnit(nn.HybridBlock):
+    """Half of the channels pass by, the others go through three convolutions; then they are mixed. The shape stays."""
+
+    def __init__(self, channels, **kwargs):
+        super().__init__(**kwargs)
+        with self.name_scope():
+            self.convolved = _shuffle_branch(channels // 2, channels // 2, 1)
+
+    def hybrid_forward(self, F, x):
+        passing, through = F.split(x, num_outputs=2, axis=1)
+        return _mixed(F, passing, self.convolved(through))
+
+
+class ShuffleDown(nn.HybridBlock):
+    """(N, before, H, W) -> (N, channels, H / stride, W / stride): all channels go both ways."""
+
+    def __init__(self, before, channels, stride, **kwargs):
+        super().__init__(**kwargs)
+        with self.name_scope():
+            self.passing = nn.HybridSequential(prefix="")
+            self.passing.add(*_depthwise(before, stride), _conv(channels // 2, 1))
+            self.convolved = _shuffle_branch(before, channels // 2, stride)
+
+    def hybrid_forward(self, F, x):
+        return _mixed(F, self.passing(x), self.convolved(x))
+
+
+class Inception(nn.HybridBlock):
+    """Several ways through, side by side, their channels joined.
+
+    one, two, three : channels of the convolutions on the ways 1 x 1; 1 x 1, 3 x 3; 1 x 1, 3 x 3, 3 x 3
+    pool, pooled : "avg" or "max" over 3 x 3, and the channels of the 1 x 1 convolution after it, 0 for none
+    """
+
+    def __init__(self, one, two, three, pool, pooled, stride=1, **kwargs):
+        super().__init__(**kwargs)
+        pooling = nn.AvgPool2D if pool == "avg" else nn.MaxPool2D
+        with self.name_scope():
+            self.ways = nn.HybridSequential(prefix="")
+            for channels in filter(None, (one, two, three)):
+                kernels = [1] + [3] * (len(channels) - 1)
+                strides = [1] * (len(channels) - 1) + [stride]
+                way = nn.HybridSequential(prefix="")
+                way.add(*[_conv(*convolution) for convolution in zip(channels, kernels, strides)])
+                self.ways.add(way)
+            way = nn.HybridSequential(prefix="")
+            way.add(pooling(3, stride, padding=1), *([_conv(pooled, 1)] if pooled else []))
+            self.ways.add(way)
+
+    def hybrid_forward(self, F, x):
+        return F.concat(*[way(x) for way in self.ways])
+
+
+OURS = {"se_resnet50": se_resnet50, "bn_inception": bn_inception, "shufflenet_v2": shufflenet_v2}
+
+
+def _conv(channels, kernel, stride=1):
+    """Convolution that keeps the size but for its stride, batch norm, ReLU."""
+    block = nn.HybridSequential(prefix="")
+    block.add(nn.Conv2D(channels, kernel, stride, kernel // 2, use_bias=False), nn.BatchNorm(), nn.Activation("relu"))
+    return block
+
+
+def _depthwise(channels, stride):
+    """A 3 x 3 convolution of each channel alone, and batch norm."""
+    return nn.Conv2D(channels, 3, stride, 1, groups=channels, in_channels=channels, use_bias=False), nn.BatchNorm()
+
+
+def _shuffle_branch(before, channels, stride):
+    block = nn.HybridSequential(prefix="")
+    block.add(_conv(channels, 1), *_depthwise(channels, stride), _conv(channels, 1))
+    return block
+
+
+def _mixed(F, passing, convolved):
+    """Two halves of the channels, joined and shuffled: one of this, one of that, and so on."""
+    x = F.concat(passing, convolved)
+    x = F.reshape(x, shape=(0, -4, 2, -1, -2))  # (N, 2, C / 2, H, W)
+    return F.reshape(F.swapaxes(x, 1, 2), shape=(0, -3, -2))
+
+
+def _until_pooling(blocks, remove_stride):
+    """The blocks before the pooling that ends a network's convolutional part."""
+    features = nn.HybridSequential(prefix=blocks.prefix)
+    for block in blocks:
+        if isinstance(block, END_OF_FEATURE_MAP):
+            break
+        features.add(block)
+    if remove_stride:
+        _remove_last_stride(features)
+    return features
+
+
+def _remove_last_stride(features):
+    """Stride 1 in the first block of a ResNet's last stage, in its main path and in its shortcut."""
+    stages = [block for block in features if isinstance(block, nn.HybridSequential)]
+    for convolution in children(stages[-1][0], nn.Conv2D):
+        if convolution._kwargs["stride"] == (2, 2):
+            convolution._kwargs["stride"] = (1, 1)  # Gluon's zoo has no argument for it
+
+
+def children(block, kind):
+    """All blocks of a kind within a block, itself included."""
+    own = [block] if isinstance(block, kind) else []
+    return own + [found for child in block._children.values() for found in children(child, kind)]

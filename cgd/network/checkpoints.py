@@ -1,0 +1,213 @@
+"""Checkpoints: MXNet's old pair of files, and beside it a description of what the network is and expects.
+
+PREFIX-symbol.json and PREFIX-0000.params are what `mx.model.load_checkpoint(PREFIX, 0)` reads, so the authors' own
+evaluation code can use them too. PREFIX.json is ours; the authors' checkpoint has none.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from cgd.network import model, weights
+from cgd.network.parameters import read_arrays, write_arrays
+from cgd.system.environment import mx, versions
+from cgd.system.errors import InputError
+from cgd.system.files import replacing
+
+# What the released checkpoint expects, where a description does not say: the authors' evaluation code.
+RELEASED = {
+    "config": "MG",
+    "dim": 1536,
+    "backbone": "resnet50_v1",
+    "combination": "CGD",
+    "combine": "concat",
+    "gem_p": 3.0,
+    "learn_p": False,
+    "dense_bias": True,
+    "keep_stride": False,
+    "image_width": 224,
+    "image_height": 224,
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "cropped": True,
+    "dataset": "cub200",
+}
+
+
+MOST_PIXELS = 4096  # a side of the network's input
+
+
+class Checkpoint:
+    """A checkpoint, read and checked.
+
+    symbol : the graph, with one input, "data"
+    arg_params, aux_params : {name: NDArray}, just the graph's
+    description : dict; RELEASED, overlaid by PREFIX.json where there is one
+    """
+
+    def __init__(self, prefix):
+        """Raises InputError for files that are missing, unreadable, or do not fit one another."""
+        self.prefix = str(prefix)
+        self.symbol = _read_symbol(self.prefix + "-symbol.json")
+        self.arg_params, self.aux_params = _read_params(self.prefix + "-0000.params")
+        self.description = dict(RELEASED, **_read_description(self.prefix + ".json"))
+        self._check()
+
+    def _check(self):
+        arguments = set(self.symbol.list_arguments())
+        if "data" not in arguments:
+            raise InputError("{}-symbol.json: expected a graph with the input 'data'".format(self.prefix))
+        file = self.prefix + "-0000.params"
+        states = set(self.symbol.list_auxiliary_states())
+        weights.check_names((arguments - {"data"}) | states, set(self.arg_params) | set(self.aux_params), file)
+        height, width = self.description["image_height"], self.description["image_width"]
+        try:
+            arg_shapes, _, aux_shapes = self.symbol.infer_shape_partial(data=(1, 3, height, width))
+        except (mx.base.MXNetError, TypeError, ValueError):
+            raise InputError("{}-symbol.json: not a network for pictures of {} x {}".format(self.prefix, width, height))
+        expected = dict(zip(self.symbol.list_arguments(), arg_shapes))
+        expected.update(zip(self.symbol.list_auxiliary_states(), aux_shapes))
+        for name, value in dict(self.arg_params, **self.aux_params).items():
+            if expected[name] and expected[name] != value.shape:
+                raise InputError("{}: {} has shape {}, expected {}".format(file, name, value.shape, expected[name]))
+            if not np.isfinite(value.asnumpy()).all():
+                raise InputError("{}: {} holds values that are not finite".format(file, name))
+
+    def graph(self, ctx):
+        """The network as the graph says it: a block, images (N, 3, H, W) -> embedding (N, dim)."""
+        block = mx.gluon.SymbolBlock(self.symbol, mx.sym.var("data", dtype="float32"))
+        values = dict(self.arg_params, **self.aux_params)
+        for name, parameter in block.collect_params().items():
+            parameter._load_init(values[name], ctx)
+        block.hybridize(static_alloc=True, static_shape=True)
+        return block
+
+    def load_into(self, net):
+        """Sets the parameters of a `model.CGD`, by name; its classifier, which no checkpoint holds, stays as it is.
+
+        Raises InputError that names what is missing, left over or of another shape.
+        """
+        parameters = {
+            name: parameter
+            for name, parameter in net.collect_params().items()
+            if not name.startswith(model.CLASSIFIER_PREFIX)
+        }
+        weights.set_parameters(parameters, dict(self.arg_params, **self.aux_params), self.prefix + "-0000.params")
+
+
+def save(net, prefix, description):
+    """Writes the embedding part of a `model.CGD` that has seen a picture, and its description.
+
+    `description` is a dict of what JSON can hold; the network's options and the versions are added to it.
+    """
+    # On a CPU, a convolution that still runs may be changing the layout of its weights in place, and what is read
+    # meanwhile is neither the one nor the other.
+    mx.nd.waitall()
+    values = {name: parameter.data(parameter.list_ctx()[0]) for name, parameter in net.collect_params().items()}
+    symbol = _graph_of(net.options, {name: value.shape for name, value in values.items()})
+    params = {"arg:" + name: values[name] for name in symbol.list_arguments() if name != "data"}
+    params.update({"aux:" + name: values[name] for name in symbol.list_auxiliary_states()})
+    description = dict(net.options, **description)
+    description["versions"] = versions()
+    with replacing(prefix + "-symbol.json") as part:
+        part.write_text(symbol.tojson())
+    with replacing(prefix + "-0000.params") as part:
+        write_arrays(part, params)
+    with replacing(prefix + ".json") as part:
+        part.write_text(json.dumps(description, indent=1) + "\n")
+
+
+def _graph_of(options, shapes):
+    """The graph of a network without its classifier.
+
+    Drawn from a network of its own, for Gluon keeps the variables of one that has run, made before it knew the shapes.
+    """
+    net = model.CGD(**options)
+    for name, parameter in net.collect_params().items():
+        parameter.shape = shapes[name]
+    return net(mx.sym.var("data"))
+
+
+def _read_symbol(file):
+    _must_exist(file)
+    try:
+        _check_graph(json.loads(Path(file).read_text(encoding="utf-8")))
+        return mx.sym.load(file)
+    except (mx.base.MXNetError, ValueError, RecursionError) as error:
+        reason = "" if isinstance(error, mx.base.MXNetError) else " ({})".format(error)
+        raise InputError("{}: not a graph that MXNet can read{}; is it whole?".format(file, reason))
+
+
+def _check_graph(graph):
+    """Raises ValueError for a graph whose links lead nowhere: MXNet would follow them, and end with a crash."""
+    try:
+        nodes = graph["nodes"]
+        links = [(place, link) for place, node in enumerate(nodes) for link in node["inputs"]]
+        links += [(len(nodes), link) for link in graph["heads"]]
+        names = [node["name"] for node in nodes]
+        outputs = [int(node.get("attrs", {}).get("num_outputs", 1)) for node in nodes]
+        sound = all(0 <= link[0] < place and 0 <= link[1] < outputs[link[0]] for place, link in links)
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
+        raise ValueError("{} {}".format(type(error).__name__, error))
+    if not sound or not graph["heads"]:
+        raise ValueError("its links lead nowhere")
+    if not all(isinstance(name, str) and name.isascii() and name.isprintable() for name in names):
+        raise ValueError("its names are no names")
+
+
+def _read_params(file):
+    _must_exist(file)
+    try:
+        return _split(read_arrays(file))
+    except ValueError as error:
+        raise InputError("{}: {}".format(file, error))
+
+
+def _split(params):
+    """{"arg:NAME": value, "aux:NAME": value} -> ({NAME: value}, {NAME: value})."""
+    if any(name[:4] not in ("arg:", "aux:") for name in params):
+        raise ValueError("expected names that start with arg: or aux:")
+    by_kind = [{name[4:]: value for name, value in params.items() if name[:4] == kind} for kind in ("arg:", "aux:")]
+    return by_kind[0], by_kind[1]
+
+
+def _read_description(file):
+    if not Path(file).exists():
+        return {}
+    try:
+        description = json.loads(Path(file).read_text())
+    except (ValueError, RecursionError) as error:
+        raise InputError("{}: not JSON ({})".format(file, error))
+    if not isinstance(description, dict):
+        raise InputError("{}: expected a JSON object".format(file))
+    for key, example in RELEASED.items():
+        value = description.get(key, example)
+        if isinstance(example, float):
+            fits = _is_number(value) and value > 0
+        else:
+            fits = type(value) is type(example) and value != ""
+        if not fits or (key.startswith("image_") and not 1 <= value <= MOST_PIXELS):
+            raise InputError("{}: {} is {!r}; expected something like {!r}".format(file, key, value, example))
+        if isinstance(example, list) and not (len(value) == 3 and all(map(_is_number, value))):
+            raise InputError("{}: {} is {!r}; expected three numbers".format(file, key, value))
+        if key == "std" and min(value) <= 0:
+            raise InputError("{}: std is {!r}; expected three numbers above 0".format(file, value))
+    if "gem_p" in description:
+        description["gem_p"] = float(description["gem_p"])  # so that the network is the same with 3 as with 3.0
+    return description
+
+
+def _is_number(value):
+    """Whether it is a whole number or a float, and finite as a float32."""
+    return type(value) in (int, float) and abs(value) < 1e38  # false for NaN too
+
+
+def _must_exist(file):
+    if Path(file).is_file():
+        return
+    prefix = file[: -len("-symbol.json")] if file.endswith("-symbol.json") else file[: -len("-0000.params")]
+    hint = "a checkpoint is named by what stands before -symbol.json"
+    if Path(prefix + ".tar.gz").exists():
+        hint = "unpack {0}.tar.gz first: tar zxf {0}.tar.gz -C {1}".format(prefix, Path(prefix).parent)
+    raise InputError("{}: no such file; {}".format(file, hint))

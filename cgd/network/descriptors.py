@@ -1,0 +1,66 @@
+"""Global descriptors: SPoC, MAC and GeM, which pool a map (N, C, H, W) to one vector for each picture."""
+
+from cgd.system.environment import mx
+
+nn = mx.gluon.nn
+
+MAX_P = 6.0  # of GeM: beyond, 1e-6 to the power of p underflows in float32, and the gradient of the root is not finite
+
+
+class SPoC(nn.HybridBlock):
+    """Sum pooling of convolutions, as a mean: (N, C, H, W) -> (N, C, 1, 1)."""
+
+    def hybrid_forward(self, F, x):
+        return _global_pool(F, x, "avg")
+
+
+class MAC(nn.HybridBlock):
+    """Maximum activation of convolutions: (N, C, H, W) -> (N, C, 1, 1)."""
+
+    def hybrid_forward(self, F, x):
+        return _global_pool(F, x, "max")
+
+
+class GeM(nn.HybridBlock):
+    """Generalised mean, (mean x^p)^(1/p) for each channel: (N, C, H, W) -> (N, C, 1, 1).
+
+    One scalar p for all channels, 3 at first. The released model keeps it (`lr_mult` 0); the paper allows learning it.
+    The map is clipped to [1e-6, 1e12] first: the power has no finite gradient at 0. A learned p is to be kept in bounds
+    by `clamp_p` after each step.
+    """
+
+    def __init__(self, p=3.0, learn_p=False, **kwargs):
+        super().__init__(**kwargs)
+        with self.name_scope():
+            self.p = self.params.get("p", shape=(1,), init=mx.init.Constant(p))
+        self.p.lr_mult = 1.0 if learn_p else 0.0
+        self.p.grad_req = "write" if learn_p else "null"
+
+    def clamp_p(self):
+        """Puts a learned p back into [1, MAX_P]: below 1 it is no generalised mean that stresses large values."""
+        for p in self.p.list_data():
+            p[:] = p.clip(1, MAX_P)
+
+    def hybrid_forward(self, F, x, p):
+        x = F.broadcast_power(F.clip(x, a_min=1e-6, a_max=1e12), p)
+        return F.broadcast_power(_global_pool(F, x, "avg"), 1.0 / p)
+
+
+def _global_pool(F, x, pool_type):
+    # The attributes are the released graph's; Gluon's own GlobalAvgPool2D of today adds another.
+    return F.Pooling(
+        x,
+        kernel=(1, 1),
+        stride=(1, 1),
+        pad=(0, 0),
+        global_pool=True,
+        pool_type=pool_type,
+        pooling_convention="full",
+    )
+
+
+def descriptor(letter, gem_p=3.0, learn_p=False):
+    """The block of a letter of a configuration: S (SPoC), M (MAC) or G (GeM)."""
+    if letter == "G":
+        return GeM(gem_p, learn_p, prefix="gem0_")
+    return SPoC(prefix="") if letter == "S" else MAC(prefix="")

@@ -1,0 +1,1 @@
+"""What everything else stands on: MXNet made importable, devices, errors, files."""

@@ -1,0 +1,145 @@
+"""How a command ends: bad input is one line and exit code 2, and every way out goes through `run`."""
+
+import argparse
+import multiprocessing
+import os
+import select
+import signal
+import sys
+import traceback
+from contextlib import contextmanager
+
+# Ctrl-C, how schedulers and containers stop a process, and what a process gets when its terminal is closed.
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+OK, FAILED, BAD_INPUT, STOPPED, READER_GONE = 0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE  # exit codes
+
+
+class InputError(Exception):
+    """Something the user gave is wrong. The message is one line: which file or flag, what was expected, what to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """As argparse's own, but what is wrong with the command line is an InputError, one line, and no flag is shortened.
+
+    cgd/environment.py looks for --tf32 before anything is parsed, and would not see --tf3.
+    """
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message):
+        raise InputError("{}; {} --help lists the flags".format(message, self.prog))
+
+
+_asked = []  # stops that were asked for: a KeyboardInterrupt alone is lost if it is raised in a destructor
+
+
+@contextmanager
+def uninterrupted():
+    """Delays Ctrl-C, SIGTERM and SIGHUP: they become a KeyboardInterrupt at the end of the block."""
+    heeded = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+    handlers = {number: signal.signal(number, lambda *_: _asked.append(True)) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if _asked:
+        _asked.clear()
+        raise KeyboardInterrupt
+
+
+def _handle_stops():
+    """Makes each of STOPS a KeyboardInterrupt, except those that are ignored, as SIGHUP is under nohup."""
+
+    def stop(*_):
+        _asked.append(True)
+        raise KeyboardInterrupt
+
+    for number in STOPS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
+
+
+def run(main):
+    """Runs a command's `main` and ends the process.
+
+    Exit codes: 0; 2 after an InputError, or an OSError that names a file; 130 after a stop; 141 if nobody reads the
+    output any more, as in `train.py | head`; 1 with a traceback after any other exception.
+    """
+    code = STOPPED  # where a second stop comes while the first is being handled
+    _handle_stops()
+    try:
+        try:
+            main()
+            code = OK
+        except BaseException as error:
+            for number in STOPS:
+                signal.signal(number, signal.SIG_IGN)
+            code = _explain(error)
+    finally:
+        leave(code)
+
+
+def _explain(error):
+    """Prints what ended the command. Returns the exit code that goes with it."""
+    if isinstance(error, SystemExit):
+        if isinstance(error.code, str):
+            say(error.code)
+        return error.code if isinstance(error.code, int) else FAILED if error.code else OK
+    if _asked or _is_a_stop(error):
+        say("\ninterrupted")
+        return STOPPED
+    if isinstance(error, InputError):
+        return report(error)
+    if isinstance(error, OSError) and error.filename:
+        return report("{}: {}".format(error.filename, error.strerror or error))
+    if isinstance(error, OSError) and _reader_is_gone():
+        return READER_GONE
+    say("".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip())
+    return FAILED
+
+
+def _is_a_stop(error):
+    """Whether this is a KeyboardInterrupt, or an error met while one was handled."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _reader_is_gone():
+    """Whether standard output or standard error is a pipe that nobody reads, or a terminal that was closed."""
+    poll = select.poll()
+    for stream in (1, 2):
+        poll.register(stream, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def leave(code):
+    """Ends the process at once, and its loader processes. It never raises.
+
+    Python's own way out is not taken: it waits for threads and runs destructors, which may wait for a process that has
+    ended.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # nobody reads it, the disk is full, or it is closed
+            code = code or (READER_GONE if _reader_is_gone() else FAILED)
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(code)
+
+
+def report(error):
+    """Prints the error's one line and returns the exit code that goes with it."""
+    say("error: {}".format(" ".join(str(error).split())))
+    return BAD_INPUT
+
+
+def say(text):
+    try:
+        print(text, file=sys.stderr)
+    except (OSError, ValueError):
+        pass  # nobody reads it

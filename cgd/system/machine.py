@@ -1,0 +1,105 @@
+"""What this machine offers: its Python, its cores, its NVIDIA GPUs.
+
+    python3 -m cgd.system.machine          # prints the requirements file that suits this machine
+
+Runs before anything is installed, so it needs the standard library alone.
+"""
+
+import ctypes
+import os
+import sys
+
+from cgd.system.errors import InputError, run
+
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 8), (3, 13)
+
+# mxnet-cu112 1.9.1 was compiled for sm_50, 60, 70, 80 and 86, without PTX: a GPU runs the code of its own major
+# version with a minor one not above its own, and nothing else.
+COMPILED_CAPABILITIES = ((5, 0), (6, 0), (7, 0), (8, 0), (8, 6))
+
+
+def check_python(version=sys.version_info):
+    """Raises InputError unless MXNet 1.9.1 and a numpy before 2 can be had for this Python."""
+    if OLDEST_PYTHON <= tuple(version[:2]) <= NEWEST_PYTHON:
+        return
+    raise InputError(
+        "this is Python {}.{}; MXNet 1.9.1 and a numpy it can use are to be had for Python 3.8 to 3.13 "
+        "(3.8 to 3.12 without a compiler): name one, as in `make PYTHON=python3.12 demo`".format(*version[:2])
+    )
+
+
+def usable_cores():
+    """The number of cores this process may use: its affinity, and a container's CPU quota where there is one."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        cores = os.cpu_count() or 1
+    return max(1, min(cores, int(_cpu_quota())))
+
+
+def _cpu_quota(folder="/sys/fs/cgroup"):
+    """Cores that the container's quota allows (cgroup v2, then v1); infinity without a quota."""
+    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        try:
+            words = " ".join(open(os.path.join(folder, name)).read() for name in names).split()
+            quota, period = float(words[0]), float(words[1])
+        except (OSError, ValueError, IndexError):  # no such file, or "max"
+            continue
+        if quota > 0 and period > 0:
+            return max(1.0, quota / period)
+    return 1e9
+
+
+def open_driver():
+    """The NVIDIA driver's library, or None where there is no driver."""
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+
+
+def gpu_capabilities(driver):
+    """Compute capability (major, minor) of each visible GPU, in CUDA's order; [] without a driver or a GPU.
+
+    Asked of the driver itself, so that the answer needs neither MXNet nor the CUDA toolkit.
+    """
+    count = ctypes.c_int()
+    if driver is None or driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return []
+    return [tuple(_attribute(driver, gpu, code) for code in (75, 76)) for gpu in range(count.value)]
+
+
+def _attribute(driver, gpu, code):
+    """One attribute of a GPU: 75 and 76 are CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
+    device, value = ctypes.c_int(), ctypes.c_int()
+    driver.cuDeviceGet(ctypes.byref(device), gpu)
+    driver.cuDeviceGetAttribute(ctypes.byref(value), code, device)
+    return value.value
+
+
+def has_code_for(capability):
+    """Whether mxnet-cu112 1.9.1 runs on a GPU of this compute capability (major, minor)."""
+    return any(capability[0] == major and capability[1] >= minor for major, minor in COMPILED_CAPABILITIES)
+
+
+def no_code(capability):
+    """The line that tells so."""
+    return (
+        "this GPU has compute capability {}.{}, and mxnet-cu112 1.9.1 has code for 5.0 to 8.9 only "
+        "(Maxwell to Ada; no Hopper or later)".format(*capability)
+    )
+
+
+def main():
+    check_python()
+    capabilities = gpu_capabilities(open_driver())
+    if any(has_code_for(capability) for capability in capabilities):
+        print("requirements.txt")
+        return
+    for capability in capabilities:
+        print("{}: taking the CPU build".format(no_code(capability)), file=sys.stderr)
+    print("requirements-cpu.txt")
+
+
+if __name__ == "__main__":
+    run(main)

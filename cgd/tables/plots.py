@@ -1,0 +1,67 @@
+"""Pictures of a study's results: the configurations as boxes, Recall@K against the length of the descriptor."""
+
+from cgd.system.errors import InputError
+from cgd.system.files import replacing
+from cgd.tables.results import first_rank
+
+
+def figure_of(width, height):
+    try:
+        from matplotlib.figure import Figure  # not pyplot: no window, no state
+    except ImportError:
+        raise InputError("--plot needs matplotlib: pip install matplotlib")
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def configurations(record, file):
+    """A box over the seeds for each configuration, in the table's order."""
+    rows = [row for row in record["tables"]["configurations"]["rows"] if row["runs"]]
+    figure = figure_of(9, 4.5)
+    axes = figure.subplots()
+    axes.boxplot([[100 * score for score in first_rank(row)] for row in rows])
+    axes.set_xticks(range(1, len(rows) + 1), [row["name"] for row in rows])
+    axes.set_ylabel("R@{} in %, {} seed(s)".format(record["ranks"][0], max(len(row["runs"]) for row in rows)))
+    axes.set_title("configurations on {}".format(record["name"]))
+    axes.grid(axis="y", alpha=0.3)
+    with replacing(file) as part:
+        figure.savefig(str(part))
+
+
+def dimensions(record, file):
+    """A line for each K, with the deviation over seeds as bars."""
+    rows = [row for row in record["tables"]["dimensions"]["rows"] if row["runs"]]
+    sizes = [int(row["name"]) for row in rows]
+    figure = figure_of(7, 4.5)
+    axes = figure.subplots()
+    for k in record["ranks"]:
+        means, deviations = zip(*(row["last"][k] for row in rows))
+        axes.errorbar(
+            sizes,
+            [100 * mean for mean in means],
+            [100 * (deviation or 0) for deviation in deviations],
+            marker="o",
+            capsize=3,
+            label="R@" + k,
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, map(str, sizes))
+    axes.set_xlabel("length of the descriptor")
+    axes.set_ylabel("recall in %")
+    axes.set_title("lengths of the descriptor on {}".format(record["name"]))
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.grid(alpha=0.3)
+    with replacing(file) as part:
+        figure.savefig(str(part))
+
+
+PLOTS = {"configurations": configurations, "dimensions": dimensions}
+
+
+def draw(record, folder):
+    """Draws what the study has runs for, and returns the files."""
+    files = []
+    for name, plot in PLOTS.items():
+        if name in record["tables"] and any(row["runs"] for row in record["tables"][name]["rows"]):
+            files.append(folder / "{}-{}.png".format(record["name"], name))
+            plot(record, files[-1])
+    return files

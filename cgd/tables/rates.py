@@ -1,0 +1,69 @@
+"""How long a run takes on the device at hand, from a few batches of noise."""
+
+import math
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from cgd.data import datasets
+from cgd.system.environment import mx
+from cgd.training import recipes, trainer
+
+CPU_PIXELS = 16 * 224 * 224  # of a batch: enough there for the rate of larger ones
+SECONDS = 4.0  # for the training and for the inference of a network
+CALLS = 3  # at the least
+
+
+class Rates(NamedTuple):
+    """Images a second."""
+
+    training: float
+    inference: float
+
+    def seconds(self, recipe, tested):
+        """Of a run whose evaluations look at so many pictures."""
+        evaluations = max(1, -(-recipe.iterations // recipe.eval_every))
+        return recipe.iterations * recipe.batch_size / self.training + evaluations * tested / self.inference
+
+
+def measure(recipe, device):
+    """The rates of a recipe's network on a device, the reading of pictures not counted: that has cores of its own.
+
+    By the recipe's own batch, or on a CPU a part of it where it is large.
+    """
+    images = recipe.batch_size
+    if device.device_type == "cpu":
+        images = min(images, max(2, CPU_PIXELS // (recipe.image_width * recipe.image_height)))
+    images = max(2, images - images % 2)
+    small = recipes.replace(recipe, batch_size=images, images_per_identity=2, lr=0.0)  # noise can make it diverge
+    records = [datasets.Record(None, n // 2, None, n) for n in range(images)]
+    run = trainer.Trainer(
+        trainer.build(small, datasets.Dataset("noise", records, records, (1,)), [device]),
+        datasets.Dataset("noise", records, records, (1,)),
+        small,
+        ".",
+        [device],
+    )
+    noise = np.random.RandomState(0).randint(0, 256, (images, recipe.image_height, recipe.image_width, 3))
+    pictures = mx.nd.array(noise, dtype="uint8")
+    identities = np.array([record.identity for record in records], dtype="float32")
+    inputs = mx.nd.zeros((images, 3, recipe.image_height, recipe.image_width), ctx=device)
+    return Rates(
+        images / _fastest(lambda: run.step(pictures, identities)), images / _fastest(lambda: run.net.embed(inputs))
+    )
+
+
+def _fastest(function):
+    """Seconds of the fastest of several calls.
+
+    The first ones set up buffers and kernels, and another program may hold a core in any: both make a call slower, and
+    nothing makes one faster than it is on a machine that is free.
+    """
+    best, calls, end = math.inf, 0, time.monotonic() + SECONDS
+    while calls < CALLS or time.monotonic() < end:
+        start = time.monotonic()
+        function()
+        mx.nd.waitall()
+        best, calls = min(best, time.monotonic() - start), calls + 1
+    return best

@@ -1,0 +1,298 @@
+"""What the runs of a study came to: the tables as Markdown and JSON, and what README shows of them."""
+
+import json
+import statistics
+
+from cgd.data import datasets
+from cgd.system.errors import InputError
+from cgd.system.files import replacing
+from cgd.tables import paper
+from cgd.training import recipes
+
+SCORES = (
+    "Mean and standard deviation over the seeds, after the last iteration; the last column is of the best of the looks "
+    "at the test half, which flatters. A dash: not known of the paper, or not run here."
+)
+PAIRED = (
+    "Steps of the paper's order: the difference of the first recall after the last iteration, paired by seed; mean and "
+    "standard deviation over the seeds that both rows have, and in how many of them the first row was better."
+)
+MADE = "Made by `python -m cgd.tables --render`."
+
+
+def seeds_of(study, row):
+    """The seeds that have a folder for a row."""
+    names = (folder.name[len("seed-") :] for folder in study.job(row, 0).folder.parent.glob("seed-*"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def collect(study, names=None):
+    """The finished runs of a study, as JSON would have it.
+
+    names : of the tables; None for all that have something to compare, or that have a single row
+    """
+    tables = {}
+    for name in names or paper.TABLES:
+        table = paper.TABLES[name]
+        rows = [_row(study, row) for row in study.rows(table)]
+        run = sum(bool(row["runs"]) for row in rows)
+        if names or run >= min(2, len(rows)) > 0:
+            tables[name] = {"title": table.title, "note": table.note, "rows": rows, "order": steps_of(table, rows)}
+    return {
+        "name": study.folder.name,
+        "dataset": study.dataset,
+        "recipe": recipes.text_of_changes(recipes.RECIPES[study.dataset], study.recipe()),
+        "ranks": _ranks(study, tables),
+        "tables": tables,
+    }
+
+
+def _row(study, row):
+    job = study.job(row, 0)
+    runs = [study.job(row, seed).scores() for seed in seeds_of(study, row)]
+    runs = [run for run in runs if run]
+    known = row.paper if row.dataset == study.dataset else ()
+    return {
+        "name": row.name,
+        "recipe": recipes.text_of_changes(study.recipe(), job.recipe),
+        "flags": list(row.flags),
+        "paper": dict(zip(map(str, datasets.SOURCES[study.dataset].ranks), known)) or None,
+        "runs": runs,
+        **{score: _summary([run[score] for run in runs]) for score in ("last", "best")},
+    }
+
+
+def _summary(recalls):
+    """{K: [mean, deviation]} over seeds; the deviation is None for a single one."""
+    ranks = recalls[0] if recalls else ()
+    return {k: mean_and_deviation([each[k] for each in recalls if k in each]) for k in ranks}
+
+
+def mean_and_deviation(values):
+    """The mean, and the sample's standard deviation (n - 1), which one value does not have."""
+    return [statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None]
+
+
+def _ranks(study, tables):
+    for row in (row for table in tables.values() for row in table["rows"]):
+        if row["runs"]:
+            return sorted(row["last"], key=int)
+    return [str(k) for k in datasets.SOURCES[study.dataset].ranks]
+
+
+def first_rank(row):
+    """The scores that are compared: the recall at the smallest K after the last iteration, of each seed."""
+    return list(_by_seed(row).values())
+
+
+def _by_seed(row):
+    return {run["seed"]: run["last"][min(run["last"], key=int)] for run in row["runs"]}
+
+
+def steps_of(table, rows):
+    """How these runs agree with each step of the paper's order.
+
+    Where an entry of the order names several rows, the best of them stands for it. It is selected by the score that is
+    then compared, which makes a difference in its favour optimistic.
+    """
+    by_name = {row["name"]: row for row in rows}
+    best = []
+    for names in table.order:
+        found = [by_name[name] for name in names if by_name[name]["runs"]]
+        complete = len(found) == len(names)
+        best.append((max(found, key=lambda row: statistics.mean(first_rank(row))), len(names)) if complete else None)
+    return [_step(*pair) for pair in zip(best, best[1:]) if all(pair)]
+
+
+def _step(better, worse):
+    """One step, as JSON: two rows, of how many each is the best, and their paired difference."""
+    (first, first_of), (second, second_of) = better, worse
+    return {
+        "better": first["name"],
+        "better_of": first_of,
+        "worse": second["name"],
+        "worse_of": second_of,
+        **paired_difference(_by_seed(first), _by_seed(second)),
+    }
+
+
+def paired_difference(first, second):
+    """The difference of two rows' scores over the seeds that both have, as JSON.
+
+    first, second : {seed: score}
+    -> the seeds, the mean difference and its standard deviation (None without enough of them), and in how many of them
+    the first row was better
+    """
+    seeds = sorted(set(first) & set(second))
+    differences = [first[seed] - second[seed] for seed in seeds]
+    mean, deviation = mean_and_deviation(differences) if differences else (None, None)
+    wins = sum(difference > 0 for difference in differences)
+    return {"seeds": seeds, "difference": mean, "deviation": deviation, "first_better": wins}
+
+
+def markdown(record):
+    """The tables of a study."""
+    lines = ["# Results: {}".format(record["name"]), "", *_heading(record), ""]
+    for table in record["tables"].values():
+        lines += ["## {}".format(table["title"]), ""]
+        lines += _grid(table["rows"], record["ranks"])
+        for paragraph in [table["note"], *map(_sentence, table["order"])]:
+            lines += ["", paragraph] if paragraph else []
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _heading(record):
+    """Which data, which recipe, which program."""
+    runs = [run for table in record["tables"].values() for row in table["rows"] for run in row["runs"]]
+    halves = next((run["data"] for run in runs if run["data"]), None) or {}
+    counts = ["{} {:,} images of {:,} identities".format(half.lower(), n[1], n[0]) for half, n in halves.items()]
+    commits = sorted({short(run["git_commit"]) for run in runs if run["git_commit"]})
+    versions = sorted({"MXNet {mxnet}, Python {python}".format(**run["versions"]) for run in runs if run["versions"]})
+    weights = sorted({run["weights"] for run in runs})
+    changes = " ".join("{} {}".format(recipes.flag(name), text) for name, text in record["recipe"].items())
+    return [
+        "- Data: `--dataset {}`{}.".format(record["dataset"], "; " + ", ".join(counts) if counts else ""),
+        "- Recipe: the data set's{}.".format(", with `{}`".format(changes) if changes else ""),
+        "- Weights at the start: {}.".format(", ".join(weights)),
+        "- Program: {}.".format("; ".join(versions + (["commit " + ", ".join(commits)] if commits else []))),
+        "",
+        SCORES,
+        *([PAIRED] if any(table["order"] for table in record["tables"].values()) else []),
+        MADE,
+    ]
+
+
+def short(commit):
+    """A commit as people write it; that files differed from it stays visible."""
+    return commit[:9] + ("-dirty" if commit.endswith("-dirty") else "")
+
+
+def _grid(rows, ranks):
+    has_paper = any(row["paper"] for row in rows)
+    titles = ["", "seeds", *("R@" + k for k in ranks), "best R@" + ranks[0]]
+    papers = ["paper R@" + k for k in ranks] if has_paper else ["paper R@" + ranks[0]]
+    lines = [titles[:1] + papers + titles[1:]]
+    lines.append(["---"] * len(lines[0]))
+    for row in rows:
+        known = [_figure((row["paper"] or {}).get(k)) for k in ranks[: len(papers)]]
+        own = [_spread(row["last"].get(k)) for k in ranks] + [_spread(row["best"].get(ranks[0]))]
+        lines.append([row["name"], *known, str(len(row["runs"])), *own])
+    return _markdown(lines)
+
+
+def _markdown(lines):
+    return ["| {} |".format(" | ".join(line)) for line in lines]
+
+
+def _figure(value):
+    return "-" if value is None else "{:.4f}".format(value)
+
+
+def _spread(pair, mean_as="{:.4f}"):
+    if not pair:
+        return "-"
+    mean, deviation = pair
+    return mean_as.format(mean) + ("" if deviation is None else " ± {:.4f}".format(deviation))
+
+
+def _sentence(step):
+    """One step of the paper's order, in words."""
+    text = "The paper: {better} > {worse}. Here: {difference}.".format(**dict(step, difference=_difference(step)))
+    selected = [
+        "{} is the best of {} rows".format(step[side], step[side + "_of"])
+        for side in ("better", "worse")
+        if step[side + "_of"] > 1
+    ]
+    if selected:
+        text += " {}, selected by this same score: a difference in its favour is optimistic.".format(
+            " and ".join(selected)
+        )
+    return text
+
+
+def _difference(step):
+    if not step["seeds"]:
+        return "no seed in common"
+    return "{} over {} seed{}, better in {} of {}".format(
+        _spread((step["difference"], step["deviation"]), "{:+.4f}"),
+        len(step["seeds"]),
+        "s" if len(step["seeds"]) > 1 else "",
+        step["first_better"],
+        len(step["seeds"]),
+    )
+
+
+def _entry(step, side):
+    """A row of a step; where it was selected, of how many."""
+    return step[side] + (" (best of {})".format(step[side + "_of"]) if step[side + "_of"] > 1 else "")
+
+
+def digest(record, link):
+    """What README shows: one line a table."""
+    lines = [
+        [
+            "",
+            "R@{} after the last iteration, best first".format(record["ranks"][0]),
+            "the paper's order: difference, paired by seed",
+        ],
+        ["---"] * 3,
+    ]
+    for table in record["tables"].values():
+        run = [row for row in table["rows"] if row["runs"]]
+        run.sort(key=lambda row: -statistics.mean(first_rank(row)))
+        figures = " · ".join("{} {}".format(row["name"], _spread(row["last"][record["ranks"][0]])) for row in run)
+        steps = " · ".join(
+            "{} > {}: {}".format(_entry(step, "better"), _entry(step, "worse"), _difference(step))
+            for step in table["order"]
+        )
+        lines.append([table["title"], figures, steps or "-"])
+    return "\n".join([*_markdown(lines), "", "All of it: [{0}]({0}).".format(link)])
+
+
+def main_rows(records):
+    """The main table's rows of several studies, as JSON: each of the paper's data sets has a row of its own."""
+    return [
+        dict(row, study=record["name"], ranks=record["ranks"])
+        for record in records
+        if record["dataset"] in paper.PAPERS_SETS and "main" in record["tables"]
+        for row in record["tables"]["main"]["rows"]
+        if row["runs"]
+    ]
+
+
+def main_table(rows):
+    """The main table over data sets, each at its own ranks."""
+    lines = [["study", "row", "seeds", "K", "R@K here", "R@K in the paper", "best R@1 here"]]
+    lines.append(["---"] * len(lines[0]))
+    for row in rows:
+        here = ", ".join(_spread(row["last"].get(k)) for k in row["ranks"])
+        known = ", ".join(_figure(value) for value in (row["paper"] or {}).values()) or "-"
+        best = _spread(row["best"].get(row["ranks"][0]))
+        lines.append([row["study"], row["name"], str(len(row["runs"])), ", ".join(row["ranks"]), here, known, best])
+    table = paper.TABLES["main"]
+    return "\n".join(["# {}".format(table.title), "", *_markdown(lines), "", table.note, "", SCORES, MADE, ""])
+
+
+def write(name, text, record, folder):
+    """Writes NAME.md and NAME.json into a folder, and returns the former's path."""
+    file = folder / (name + ".md")
+    with replacing(file) as part:
+        part.write_text(text)
+    with replacing(file.with_suffix(".json")) as part:
+        part.write_text(json.dumps(record, indent=1) + "\n")
+    return file
+
+
+def fill_in(readme, name, text):
+    """Puts a text between the README's two marks for a study. Raises InputError where it has none."""
+    begin, end = "<!-- results: {} -->\n".format(name), "<!-- end of results: {} -->".format(name)
+    try:
+        before, _, rest = readme.read_text().partition(begin)
+    except OSError as error:
+        raise InputError("{}: {}".format(readme, error.strerror))
+    _, mark, after = rest.partition(end)
+    if not mark:
+        raise InputError("{}: expected the lines {} and {}".format(readme, begin.strip(), end))
+    with replacing(readme) as part:
+        part.write_text(before + begin + text + "\n" + end + after)

@@ -1,0 +1,319 @@
+"""Runs of train.py for the rows of tables: a folder for each row and seed, begun, gone on with, and shared.
+
+    STUDY/setting.json                  the data set, and the flags that all runs have in common
+    STUDY/config=SG/seed-0/             what train.py writes; `output.txt`, what it said; `time.json`, how long it took;
+                                        `claim`, locked while it runs
+
+A folder's name says what the row changes in the study's recipe, so that rows of several tables that are the same run
+share it.
+"""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import NamedTuple, Tuple
+
+from cgd.system.errors import InputError, Parser
+from cgd.system.files import replacing
+from cgd.system.machine import usable_cores
+from cgd.tables import paper
+from cgd.training import recipes
+
+TRAIN = Path(__file__).resolve().parents[2] / "train.py"
+
+MOST_WORKERS = 8  # loader processes of a run, where several share the cores
+
+# What a row, a seed or a device says; in the flags that all runs share it would be a contradiction.
+NOT_SHARED = "--dataset --resume --output-dir --seed --gpu --gpus --kvstore --pretrained-model".split()
+
+
+class Study(NamedTuple):
+    """The runs on one data set that belong together.
+
+    dataset : as train.py's --dataset · flags : more of its flags, for all runs
+    """
+
+    folder: Path
+    dataset: str
+    flags: Tuple[str, ...] = ()
+
+    def recipe(self):
+        """The recipe that the rows change. Raises InputError for a flag's value that does not fit."""
+        parser = Parser(prog="train.py", add_help=False)
+        recipes.add_flags(parser)
+        options, _ = parser.parse_known_args(list(self.flags))
+        return recipes.overlaid(recipes.RECIPES[self.dataset], options)
+
+    def rows(self, table):
+        """The table's rows on this data set: one of the paper's four has its own, any other has all.
+
+        None of a table that compares bounding boxes with whole pictures, where there are no boxes.
+        """
+        if table.needs_boxes:
+            has_boxes = self.dataset in paper.CROPPED_SETS or "--bbox-txt" in self.flags
+            if not has_boxes or {"--cropped", "--uncropped"} & set(self.flags):
+                return []
+        others = set(paper.PAPERS_SETS) - {self.dataset} if self.dataset in paper.PAPERS_SETS else ()
+        return [row for row in table.rows if row.dataset not in others]
+
+    def job(self, row, seed):
+        """The run of a row."""
+        base = self.recipe()
+        recipe = replace(base, **row.changes)
+        changes = recipes.text_of_changes(base, recipe)
+        words = [word for name, text in changes.items() for word in (recipes.flag(name), text)]
+        parts = ["{}={}".format(*change) for change in changes.items()]
+        parts += [flag.lstrip("-") for flag in row.flags]
+        folder = self.folder / (",".join(parts) or "recipe") / "seed-{}".format(seed)
+        scratch = ("--from-scratch",) if self.dataset == "demo" else ()
+        return Job(folder, recipe, ("--dataset", self.dataset, *scratch, *self.flags, *words, *row.flags), seed)
+
+
+class Job(NamedTuple):
+    """One run: its folder, the recipe it must have, and train.py's flags for that."""
+
+    folder: Path
+    recipe: recipes.Recipe
+    flags: Tuple[str, ...]
+    seed: int
+
+    def command(self, gpu, workers=None):
+        """train.py's words, to begin the run.
+
+        workers : loader processes, unless the job's flags say how many; None for train.py's default. As the device,
+            they are no part of what identifies the run.
+        """
+        own = () if workers is None or self._given_workers() is not None else ("--num-workers", workers)
+        words = (*self.flags, "--seed", self.seed, "--gpu", gpu, *own, "--output-dir", self.folder)
+        return [os.path.relpath(str(TRAIN)), *map(str, words)]
+
+    def resume(self, gpu, workers=None):
+        """train.py's words, to go on with it; workers : as above, in the place of those that it was begun with."""
+        given = self._given_workers()
+        workers = workers if given is None else given
+        own = () if workers is None else ("--num-workers", workers)
+        again = [flag for flag in self.flags if flag == "--tf32"]  # it acts before train.py reads the run's own command
+        return [os.path.relpath(str(TRAIN)), *map(str, ("--resume", self.folder, "--gpu", gpu, *own, *again))]
+
+    def _given_workers(self):
+        parser = Parser(prog="train.py", add_help=False)
+        parser.add_argument("--num-workers")
+        return parser.parse_known_args(list(self.flags))[0].num_workers
+
+    def state(self):
+        """ "missing", "begun" or "finished". Raises InputError when the folder holds a run of another recipe."""
+        if not (self.folder / "log.jsonl").exists():
+            return "missing"
+        wanted, usual = (json.loads(json.dumps(asdict(recipe))) for recipe in (self.recipe, recipes.Recipe()))
+        # A program that lacked a field did what its default does.
+        given = dict(usual, **read_json(self.folder / "arguments.json").get("recipe", {}))
+        differ = [name for name in wanted if given[name] != wanted[name]]
+        if differ:
+            raise InputError(
+                "{}: a run with {} {}, and {} is wanted now; choose another --name".format(
+                    self.folder, recipes.flag(differ[0]), given[differ[0]], wanted[differ[0]]
+                )
+            )
+        try:
+            last = read_json(self.folder / "last.json")
+        except InputError:
+            return "begun"
+        return "finished" if last.get("iteration") == self.recipe.iterations and last.get("recall") else "begun"
+
+    def seconds(self):
+        """How long the run's processes took together; None where that is not known.
+
+        The time was taken for a certain length of the log: a process that no Runner waited for has changed that.
+        """
+        try:
+            record, length = read_json(self.folder / "time.json"), (self.folder / "log.jsonl").stat().st_size
+        except (InputError, OSError):
+            return None
+        return record.get("seconds") if record.get("log_length") == length else None
+
+    def keep_seconds(self, seconds):
+        """Writes what `seconds` gives, once the run has a log."""
+        if (self.folder / "log.jsonl").exists():
+            record = {"seconds": seconds, "log_length": (self.folder / "log.jsonl").stat().st_size}
+            with replacing(self.folder / "time.json") as part:
+                part.write_text(json.dumps(record) + "\n")
+
+    def scores(self):
+        """What a finished run came to, as JSON; None for another. Recalls are {K: recall}."""
+        if self.state() != "finished":
+            return None
+        last, best = (read_json(self.folder / name) for name in ("last.json", "best.json"))
+        arguments = read_json(self.folder / "arguments.json")
+        return {
+            "seed": self.seed,
+            "last": last["recall"],
+            "best": best["recall"],
+            "best_iteration": best["iteration"],
+            "data": arguments.get("data"),
+            "weights": weights_of(arguments.get("command", [])),
+            "versions": arguments.get("versions"),
+            "git_commit": arguments.get("git_commit"),
+        }
+
+
+def weights_of(command):
+    """What a run began with, in words, by its command."""
+    words = [part for word in command for part in str(word).split("=", 1)]
+    if "--from-scratch" in words:
+        return "random"
+    if "--backbone-params" in words[:-1]:
+        return Path(words[words.index("--backbone-params") + 1]).name
+    return "the model zoo's"
+
+
+def read_json(file):
+    """The object in a JSON file. Raises InputError where there is none."""
+    try:
+        record = json.loads(file.read_text())
+        if isinstance(record, dict):
+            return record
+        error = "not an object"
+    except (OSError, ValueError) as problem:
+        error = problem
+    raise InputError("{}: cannot be read ({})".format(file, error))
+
+
+def open_study(folder, dataset=None, flags=()):
+    """The study in a folder, or a new one. Raises InputError when the folder's has another data set or recipe."""
+    for word in flags:
+        if word.split("=")[0] in NOT_SHARED:
+            raise InputError("{}: the tables say that themselves; only what all runs share goes after --".format(word))
+    file = folder / "setting.json"
+    if not file.exists():
+        return Study(folder, dataset or "cub200", tuple(flags))
+    setting = read_json(file)
+    try:
+        known = Study(folder, setting["dataset"], tuple(setting["flags"]))
+        recipe = known.recipe()
+    except (KeyError, TypeError) as error:
+        raise InputError("{}: not the setting of a study ({})".format(file, error))
+    if dataset not in (None, known.dataset):
+        raise InputError("{}: runs on {}; choose another --name for {}".format(folder, known.dataset, dataset))
+    asked = known._replace(flags=tuple(flags)) if flags else known
+    if asked.recipe() != recipe:
+        raise InputError("{}: its runs have the flags {}; choose another --name".format(folder, " ".join(known.flags)))
+    return asked
+
+
+def keep_setting(study):
+    """Writes the setting of a study, for later commands, which then need not say it."""
+    if not (study.folder / "setting.json").exists():
+        with replacing(study.folder / "setting.json") as part:
+            part.write_text(json.dumps({"dataset": study.dataset, "flags": study.flags}, indent=1) + "\n")
+
+
+@contextmanager
+def claimed(folder):
+    """Gives a file that is locked, or None where another process has locked it.
+
+    The lock ends with the last process that has the file open, whatever ends it. Whoever trains inherits it, and so a
+    run whose starter was killed is not begun a second time beside it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(str(folder / "claim"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield file
+
+
+class Runner:
+    """Runs jobs, one at a time on each of the GPUs, but for those that are finished or that other processes have."""
+
+    def __init__(self, jobs, gpus):
+        self.jobs, self.gpus = jobs, gpus
+        # Runs that share cores must not each take all: the threads of those on the CPU wait for one another without
+        # sleeping, and each run has loader processes.
+        self.threads = max(1, usable_cores() // max(1, sum(gpu < 0 for gpu in gpus)))
+        self.workers = max(1, min(MOST_WORKERS, usable_cores() // len(gpus))) if len(gpus) > 1 else None
+        self.processes, self.failed, self.stopping = {}, [], threading.Event()
+
+    def run(self):
+        """Returns when no job is left to begin. Ctrl-C stops the runs, which leave their state, before it goes on.
+
+        Raises InputError when runs have failed.
+        """
+        with ThreadPoolExecutor(len(self.gpus)) as pool:
+            try:
+                for lane in [pool.submit(self._lane, gpu) for gpu in self.gpus]:
+                    lane.result()
+            except BaseException:
+                self.stopping.set()
+                for process in list(self.processes.values()):
+                    process.terminate()
+                raise
+        if self.failed:
+            raise InputError(
+                "{} of {} runs failed; what they said is in output.txt in {}".format(
+                    len(self.failed), len(self.jobs), ", ".join(str(job.folder) for job in self.failed)
+                )
+            )
+
+    def words(self, job, gpu):
+        """train.py's words for a job, to begin it or to go on with it."""
+        words = job.command if job.state() == "missing" else job.resume
+        return words(gpu, self.workers)
+
+    def _lane(self, gpu):
+        for job in self.jobs:
+            if self.stopping.is_set():
+                return
+            with claimed(job.folder) as claim:
+                if claim and job not in self.failed and job.state() != "finished":
+                    self._train(job, gpu, claim)
+
+    def _train(self, job, gpu, claim):
+        words, start = self.words(job, gpu), time.monotonic()
+        before = 0 if job.state() == "missing" else job.seconds()
+        tell("begin  {}  (GPU {})".format(job.folder, gpu) if gpu >= 0 else "begin  {}".format(job.folder))
+        with open(str(job.folder / "output.txt"), "ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=dict({"OMP_NUM_THREADS": str(self.threads)}, **os.environ),
+                pass_fds=[claim.fileno()],
+                start_new_session=True,  # Ctrl-C reaches it once, by `run`
+            )
+        self.processes[job] = process
+        if self.stopping.is_set():
+            process.terminate()
+        code = process.wait()
+        del self.processes[job]
+        seconds = time.monotonic() - start
+        job.keep_seconds(None if before is None else before + seconds)
+        if self.stopping.is_set():
+            tell("stop   {}".format(job.folder))
+        elif code or job.state() != "finished":
+            self.failed.append(job)
+            tell(
+                "failed {}: {}".format(job.folder, last_line(job.folder / "output.txt") or "exit code {}".format(code))
+            )
+        else:
+            recalls = "  ".join("R@{} {:.4f}".format(*pair) for pair in job.scores()["last"].items())
+            tell("end    {}  {}  ({:.0f} s)".format(job.folder, recalls, seconds))
+
+
+def tell(text):
+    print(text, flush=True)
+
+
+def last_line(file):
+    lines = file.read_text(errors="replace").split("\n")
+    return next((line.split("\r")[-1].strip() for line in reversed(lines) if line.strip()), "")

@@ -1,0 +1,106 @@
+"""What a run did, from its log: a table, and curves where matplotlib is there.
+
+python -m cgd.training.curves runs/demo-MG-1
+"""
+
+import json
+from pathlib import Path
+
+from cgd.system import errors
+from cgd.system.errors import InputError
+from cgd.system.files import replacing
+
+COLUMNS = ("lr", "ranking_loss", "classification_loss", "active", "positive", "negative", "gradient_norm", "waiting")
+PANELS = (
+    ("ranking loss", ("ranking_loss",)),
+    ("classification loss", ("classification_loss",)),
+    ("hardest distances", ("positive", "negative")),
+    ("share of triplets beyond the margin", ("active",)),
+    ("norm of the gradients", ("gradient_norm",)),
+    ("share of the time spent waiting", ("waiting",)),
+)
+
+
+def read_log(folder):
+    """(training lines, evaluation lines) of a run's log.jsonl. Raises InputError for any other file."""
+    file = Path(folder) / "log.jsonl"
+    try:
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        steps = [line for line in lines if "lr" in line]
+        looks = [line for line in lines if "recall" in line]
+        for line in lines:  # what the table and the curves will ask for
+            [float(value) for value in (line["iteration"], *line.get("recall", {}).values())]
+        for line in steps:
+            [float(line[name]) for name in COLUMNS]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError("{}: not the log of a run ({})".format(file, error))
+    return steps, looks
+
+
+def summary(steps, looks):
+    """A table, as text: for each evaluation the means since the one before, and its recall at the smallest K."""
+    rank = min(looks[-1]["recall"], key=int) if looks else "1"
+    rows, before = [("iteration",) + COLUMNS + ("R@" + rank,)], 0
+    for look in looks:
+        since = [line for line in steps if before < line["iteration"] <= look["iteration"]]
+        means = [sum(line[name] for line in since) / len(since) if since else None for name in COLUMNS]
+        texts = ["-" if mean is None else "{:.4g}".format(mean) for mean in means]
+        rows.append((str(look["iteration"]), *texts, "{:.4f}".format(look["recall"][rank])))
+        before = look["iteration"]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths)) for row in rows)
+
+
+def draw(steps, looks, file):
+    """Draws the curves. Returns whether it could: matplotlib is optional."""
+    try:
+        from matplotlib.figure import Figure  # not pyplot: no window, no state
+    except ImportError:
+        return False
+    figure = Figure(figsize=(10, 11), layout="constrained")
+    axes = figure.subplots(4, 2).flat
+    for (title, names), panel in zip(PANELS, axes):
+        for name in names:
+            panel.plot([line["iteration"] for line in steps], [line[name] for line in steps], label=name)
+        panel.set_title(title)
+        if len(names) > 1:
+            panel.legend()
+    panel = axes[len(PANELS)]
+    panel.set_title("learning rate")
+    panel.plot([line["iteration"] for line in steps], [line["lr"] for line in steps], drawstyle="steps-post")
+    panel.set_yscale("log")
+    panel = axes[len(PANELS) + 1]
+    panel.set_title("recall on the test half")
+    for rank in looks[-1]["recall"] if looks else ():
+        panel.plot(
+            [look["iteration"] for look in looks],
+            [look["recall"][rank] for look in looks],
+            marker="o",
+            label="R@" + rank,
+        )
+        panel.legend(loc="upper left")
+    for panel in axes:
+        panel.set_xlabel("iteration")
+    with replacing(file) as part:
+        figure.savefig(str(part))
+    return True
+
+
+def tell(folder):
+    """Prints a run's table and draws its curves into the folder, or says what is missing for that."""
+    steps, looks = read_log(folder)
+    print(summary(steps, looks))
+    file = Path(folder) / "curves.png"
+    drawn = draw(steps, looks, file)
+    hint = "pip install matplotlib, then python -m cgd.training.curves {}".format(folder)
+    print("curves: {}".format(file if drawn else hint))
+
+
+def main():
+    parser = errors.Parser(description="Draw what a run did.")
+    parser.add_argument("folder", metavar="FOLDER", help="the folder of a run")
+    tell(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,92 @@
+"""The state of a run, in one file: what `train.py --resume` needs to continue with the same bits."""
+
+import json
+import os
+import time
+import zipfile
+import zlib
+
+import numpy as np
+
+from cgd.network import weights
+from cgd.system.environment import mx
+from cgd.system.errors import InputError
+from cgd.system.files import replacing
+
+FACTS = "facts"  # the array that holds JSON
+
+
+def save(run, log):
+    """Writes state.npz: parameters, the optimiser's moments and step count, scores, and the length of the log.
+
+    Batches and augmentation have no state: they depend on the seed and the iteration only. Raises InputError if a value
+    is not finite; the file then stays as it was.
+
+    run : trainer.Trainer · log : its open log file
+    """
+    mx.nd.waitall()
+    log.flush()
+    os.fsync(log.fileno())
+    arrays, steps = run.optimiser.state()
+    for name, parameter in run.net.collect_params().items():
+        arrays["parameter:" + name] = parameter.data(run.devices[0])
+    facts = {
+        "iteration": run.iteration,
+        "updates": steps,
+        "evaluated": run.evaluated,
+        "best": run.best,
+        "recalls": run.recalls,
+        "log_length": log.tell(),
+    }
+    write_state(run.folder / "state.npz", arrays, facts)
+    run.saved_at = time.time()
+
+
+def restore(run):
+    """Restores what `save` wrote into the run's folder, and cuts the log to its length then.
+
+    A folder without a state begins anew. Raises InputError for a state that is broken or of another network.
+    """
+    file, log = run.folder / "state.npz", run.folder / "log.jsonl"
+    if run.leads:
+        for part in run.folder.glob(".part-*"):  # half-written files of a killed process
+            part.unlink()
+    if not file.exists():
+        if run.leads:
+            log.write_text("")
+        return
+    arrays, facts = read_state(file)
+    parameters = {"parameter:" + name: p for name, p in run.net.collect_params().items()}
+    moments = {name: value for name, value in arrays.items() if name.startswith("moment")}
+    weights.set_parameters(parameters, {name: arrays[name] for name in arrays if name not in moments}, file)
+    run.optimiser.restore(moments, facts["updates"])
+    run.iteration, run.evaluated, run.recalls = facts["iteration"], facts["evaluated"], facts["recalls"]
+    run.best = tuple(facts["best"]) if facts["best"] else None
+    if run.leads:
+        with open(log, "rb+") as lines:
+            lines.truncate(facts["log_length"])
+
+
+def write_state(file, arrays, facts):
+    """Writes {name: NDArray} and a dict of what JSON can hold into one file of plain arrays, whole or not at all.
+
+    An .npz without pickled objects: to open somebody else's runs no code of theirs. Raises InputError for values that
+    are not finite: what the file held stays.
+    """
+    values = {name: value.asnumpy() for name, value in arrays.items()}
+    for name, value in values.items():
+        if not np.isfinite(value).all():
+            raise InputError("{}: {} is not finite; what was saved before is left as it is".format(file, name))
+    with replacing(file) as part:
+        np.savez(str(part), **values, **{FACTS: np.array(json.dumps(facts))})
+
+
+def read_state(file):
+    """({name: NDArray}, facts) of a file that `write_state` wrote. Raises InputError for any other."""
+    try:
+        with np.load(str(file), allow_pickle=False) as archive:
+            values = {name: archive[name] for name in archive.files}
+        facts = json.loads(values.pop(FACTS).item())
+        return {name: mx.nd.array(value, dtype=value.dtype) for name, value in values.items()}, facts
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError("{}: not the state of a run ({}); is it whole?".format(file, error))

@@ -1,0 +1,242 @@
+"""The training loop: batches, learning rate, log, evaluation, checkpoints."""
+
+import math
+import os
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cgd.data import images
+from cgd.data.datasets import count_identities
+from cgd.data.loader import Loader
+from cgd.data.samplers import IdentitySampler
+from cgd.network import checkpoints, model
+from cgd.network.options import OPTIONS
+from cgd.retrieval import evaluation
+from cgd.system.environment import memory_for, mx
+from cgd.system.errors import InputError, say, uninterrupted
+from cgd.training import state
+from cgd.training.diagnostics import Diagnostics
+from cgd.training.meter import Meter, write_line
+from cgd.training.objective import Objective
+from cgd.training.optimiser import Optimiser
+
+LOG_EVERY = 10
+SAVE_SECONDS = 600  # between saves of the state, unless --save-every gives a number of iterations
+
+# training : Loader of augmented pictures · evaluator : evaluation.Evaluator
+Loaders = namedtuple("Loaders", "training evaluator")
+
+
+def loaders(dataset, recipe, num_workers=0, eval_batch_size=32, unreadable=None):
+    """The loaders of a run. Their processes are forked here: before the network is built and the GPU is used."""
+    size = (recipe.image_width, recipe.image_height)
+    enlarged = tuple(round(side * recipe.enlarge) for side in size)
+    view = images.TrainingView(dataset.train, size, enlarged, recipe.straight)
+    preparation = evaluation.Preparation(size, recipe.mean, recipe.std)
+    return Loaders(
+        Loader(view, recipe.batch_size, num_workers, unreadable),
+        evaluation.Evaluator(dataset, preparation, eval_batch_size, num_workers, unreadable),
+    )
+
+
+def build(recipe, dataset, devices):
+    """The network that a recipe asks for, with random weights, on its devices, ready to train."""
+    classes = count_identities(dataset.train) if recipe.classification_weight else 0
+    net = model.CGD(classes=classes, **{name: getattr(recipe, name) for name in OPTIONS})
+    net.infer_shape(mx.nd.zeros((1, 3, recipe.image_height, recipe.image_width)))
+    net.initialize(ctx=devices)
+    net.hybridize(static_alloc=True)
+    return net
+
+
+class Trainer:
+    """Trains `net` by a recipe; writes logs and checkpoints to `folder`.
+
+    Parameters
+    ----------
+    net : model.CGD in its training form, for the data set's training identities
+    dataset : datasets.Dataset
+    recipe : recipes.Recipe
+    folder : where log.jsonl, state.npz and the checkpoints `best` and `last` are written
+    devices : list of mx.Context (see objective.Objective for how they share a batch)
+    own_loaders : Loaders, or None for ones without processes
+    seed : int
+    store : the kvstore of several machines (cgd/training/cluster.py), or None. Each worker mines the hardest triplets
+        in its own batches. The first worker leads: it alone evaluates and writes into the folder.
+    """
+
+    def __init__(self, net, dataset, recipe, folder, devices, own_loaders=None, seed=0, store=None):
+        self.net, self.dataset, self.recipe, self.devices = net, dataset, recipe, devices
+        self.folder, self.loaders = Path(folder), own_loaders or loaders(dataset, recipe)
+        self.leads = store is None or store.rank == 0
+        self.sampler = IdentitySampler(
+            [record.identity for record in dataset.train],
+            recipe.batch_size,
+            recipe.images_per_identity,
+            seed,
+            stop=recipe.iterations,
+            worker=(store.rank, store.num_workers) if store else (0, 1),
+        )
+        if recipe.freeze_batch_norm:
+            net.freeze_batch_norm()
+        for parameter in net.features.collect_params().values():
+            parameter.lr_mult = recipe.backbone_lr
+        self.objective = Objective(net, recipe, devices)
+        self.optimiser = Optimiser(net.collect_params(), recipe, store)
+        self.diagnostics = Diagnostics(recipe, lambda text: tqdm.write(text, file=sys.stderr))
+        self.iteration = 0
+        self.in_step = False  # during a step parameters and iteration do not belong together
+        self.saved_at = time.time()
+        self.evaluated = None  # the iteration of the last evaluation
+        self.best = None  # (recalls, iteration)
+        self.recalls = None  # of the last evaluation
+
+    def run(self, save_every=None):
+        """Trains to the recipe's last iteration, evaluates, and returns (last recalls, best recalls, its iteration).
+
+        A worker that does not lead returns None.
+
+        Saves its state at each evaluation, and every `save_every` iterations, by default every SAVE_SECONDS. If a stop
+        or an error ends it early, it saves its state and the checkpoint `last` as of the last completed iteration.
+        Raises InputError if a loss is not finite; the state that was saved before is then kept.
+        """
+        self.sampler.start = self.iteration
+        with open(self.folder / "log.jsonl" if self.leads else os.devnull, "a") as log, self._progress() as progress:
+            try:
+                self._train(log, progress, save_every)
+                self._evaluate_once(log)
+                self._save_state(log)
+                self.save("last")
+            except BaseException:
+                self._save_after_error(log)
+                raise
+        return (self.recalls, *self.best) if self.leads else None
+
+    def _progress(self):
+        return tqdm(total=self.recipe.iterations, initial=self.iteration, unit="it", disable=not self.leads)
+
+    def _train(self, log, progress, save_every):
+        meter = Meter()
+        if self._evaluation_is_due():  # stopped between this iteration and its evaluation
+            self._evaluate_once(log)
+        for pictures, identities, readable in meter.timed(self.loaders.training.batches(self.sampler)):
+            with uninterrupted():
+                lr = self.optimiser.learning_rate(self.iteration)
+                logged = (self.iteration + 1) % LOG_EVERY == 0 or self.iteration + 1 == self.recipe.iterations
+                meter.add(self.step(*only(readable, pictures, identities), with_norm=logged), len(identities))
+                text = meter.text(lr)
+                if logged:
+                    figures = dict(iteration=self.iteration, lr=lr, **meter.take())
+                    write_line(log, figures)
+                    self.diagnostics.look(figures)
+                progress.set_postfix_str(text, refresh=False)
+                progress.update()
+            if self._evaluation_is_due():
+                self._evaluate_once(log)
+                self._save_state(log)
+                meter.restart()
+            elif self._save_is_due(save_every):
+                self._save_state(log)
+
+    def step(self, pictures, identities, with_norm=False):
+        """One iteration on (N, H, W, 3) uint8 pictures. Returns {name: float}: both losses, and what else is logged.
+
+        with_norm : also the norm of the gradient over all parameters
+
+        Raises InputError for a loss that is not finite, before anything is updated, and when memory runs out.
+        """
+        self.in_step = True
+        with memory_for(self._smaller_batch()):
+            total, values = self.objective.backward(pictures, identities)
+            if not math.isfinite(total):
+                raise InputError(
+                    "iteration {}: the ranking loss is {ranking_loss} and the classification loss "
+                    "{classification_loss}; training stops. Try a lower --lr".format(self.iteration + 1, **values)
+                )
+            norm = self.optimiser.step(self.iteration, with_norm)
+        if with_norm:
+            values["gradient_norm"] = norm
+        self.net.clamp_p()
+        if with_norm and self.recipe.learn_p and "G" in self.recipe.config:
+            values["gem_p"] = self.net.gem_p()
+        self.iteration += 1
+        self.in_step = False
+        return values
+
+    def _smaller_batch(self):
+        recipe = self.recipe
+        half = max(1, recipe.batch_size // recipe.images_per_identity // 2) * recipe.images_per_identity
+        return "try --batch-size {}, or several devices, --gpus N,N".format(half)
+
+    def _evaluation_is_due(self):
+        due = self.iteration % self.recipe.eval_every == 0 and 0 < self.iteration < self.recipe.iterations
+        return due and self.evaluated != self.iteration
+
+    def _evaluate_once(self, log):
+        if self.leads and self.evaluated != self.iteration:
+            self.evaluate(log)
+
+    def evaluate(self, log):
+        """Recall@K of the test split. Saves the checkpoint `best` if the recall at the smallest K has improved."""
+        ranks = self.dataset.ranks
+        half = max(1, self.loaders.evaluator.extractor.batch_size // 2)
+        with memory_for("try --eval-batch-size {}".format(half)):
+            self.recalls = self.loaders.evaluator(self.net.embed, self.devices[0]).recalls
+        with uninterrupted():
+            write_line(log, {"iteration": self.iteration, "recall": dict(zip(map(str, ranks), self.recalls))})
+            text = "  ".join("R@{} {:.4f}".format(k, recall) for k, recall in zip(ranks, self.recalls))
+            tqdm.write("iteration {:5d}  {}".format(self.iteration, text))
+            self.evaluated = self.iteration
+            first = ranks.index(min(ranks))
+            if self.best is None or self.recalls[first] > self.best[0][first]:
+                self.best = (self.recalls, self.iteration)
+                self.save("best")
+
+    def save(self, name):
+        """Writes the checkpoint `name` with its description, if this worker leads."""
+        if not self.leads:
+            return
+        known = self.evaluated == self.iteration
+        description = {
+            "dataset": self.dataset.name,
+            "cropped": self.dataset.train[0].box is not None,
+            "image_width": self.recipe.image_width,
+            "image_height": self.recipe.image_height,
+            "mean": self.recipe.mean,
+            "std": self.recipe.std,
+            "iteration": self.iteration,
+            "recall": dict(zip(map(str, self.dataset.ranks), self.recalls)) if known else None,
+        }
+        checkpoints.save(self.net, str(self.folder / name), description)
+
+    def _save_is_due(self, save_every):
+        if save_every is None:
+            return time.time() - self.saved_at > SAVE_SECONDS
+        return save_every and self.iteration % save_every == 0
+
+    def _save_state(self, log):
+        if self.leads:
+            state.save(self, log)
+
+    def _save_after_error(self, log):
+        if self.in_step:
+            return
+        try:
+            with uninterrupted():
+                self._save_state(log)
+                self.save("last")
+        except Exception as error:  # the first error is the one to report
+            say("the state could not be saved: {}".format(error))
+
+
+def only(readable, pictures, identities):
+    """The pictures and identities of a batch that could be read."""
+    if readable.all():
+        return pictures, identities
+    if not readable.any():
+        raise InputError("none of the pictures of a batch could be read")
+    return mx.nd.array(pictures.asnumpy()[readable], dtype=pictures.dtype), identities[readable]

@@ -1,0 +1,220 @@
+"""The machine's Python, cores and GPUs, and what is said where they do not fit."""
+
+import os
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from cgd.system import environment, machine
+from cgd.system.environment import mx
+from cgd.system.errors import InputError
+from cgd.tables import paper, runs
+from conftest import ROOT, command, command_here
+
+
+class Driver:
+    """Stands in for libcuda.so.1: GPUs of the given compute capabilities."""
+
+    def __init__(self, *capabilities, ready=True):
+        self.capabilities, self.ready = capabilities, ready
+
+    def cuInit(self, flags):
+        return 0 if self.ready else 100  # CUDA_ERROR_NO_DEVICE
+
+    def cuDeviceGetCount(self, count):
+        count._obj.value = len(self.capabilities)
+        return 0
+
+    def cuDeviceGet(self, device, number):
+        device._obj.value = 10 + number  # a handle, not the number
+        return 0
+
+    def cuDeviceGetAttribute(self, value, code, device):
+        value._obj.value = self.capabilities[device.value - 10][code - 75]
+        return 0
+
+
+def with_gpus(monkeypatch, *capabilities):
+    """As if this were the GPU build on a machine with these GPUs."""
+    monkeypatch.setattr(machine, "open_driver", lambda: Driver(*capabilities))
+    features = types.SimpleNamespace(is_enabled=lambda name: name == "CUDA")
+    monkeypatch.setattr(mx.runtime, "Features", lambda: features)
+
+
+def test_capabilities_are_the_drivers():
+    assert machine.gpu_capabilities(Driver((8, 6), (7, 5))) == [(8, 6), (7, 5)]
+    assert machine.gpu_capabilities(Driver((8, 6), ready=False)) == []
+    assert machine.gpu_capabilities(None) == []
+
+
+@pytest.mark.parametrize("capability", [(5, 0), (5, 2), (6, 1), (7, 0), (7, 5), (8, 0), (8, 6), (8, 9)])
+def test_maxwell_to_ada_have_code(capability):
+    assert machine.has_code_for(capability)
+
+
+@pytest.mark.parametrize("capability", [(3, 5), (9, 0), (10, 0), (12, 0)])
+def test_older_and_newer_gpus_have_none(capability):
+    assert not machine.has_code_for(capability)
+
+
+@pytest.mark.parametrize(
+    "capabilities, file",
+    [([], "requirements-cpu.txt"), ([(8, 6)], "requirements.txt"), ([(9, 0)], "requirements-cpu.txt")],
+)
+def test_the_requirements_suit_the_machine(monkeypatch, capsys, capabilities, file):
+    monkeypatch.setattr(machine, "open_driver", lambda: Driver(*capabilities))
+    machine.main()
+    assert capsys.readouterr().out.strip() == file
+
+
+def test_other_pythons_are_told_before_anything_is_installed():
+    for version in [(3, 7, 9), (3, 14, 0), (2, 7, 18)]:
+        with pytest.raises(InputError, match="3.8 to 3.13"):
+            machine.check_python(version)
+    for version in [(3, 8, 0), (3, 13, 9)]:
+        machine.check_python(version)
+
+
+def test_the_check_needs_nothing_installed():
+    """Isolated from site-packages, as on a fresh machine."""
+    result = command("-S", "-m", "cgd.system.machine")
+    assert result.returncode == 0 and result.stdout.strip().startswith("requirements")
+
+
+@pytest.mark.parametrize(
+    "files, cores",
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, 1e9),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1e9),
+        ({}, 1e9),
+    ],
+)
+def test_a_containers_quota_counts(tmp_path, files, cores):
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert machine._cpu_quota(str(tmp_path)) == cores
+
+
+def threads(**variables):
+    environ = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    code = "import os, cgd.system.environment; print(os.environ['OMP_NUM_THREADS'])"
+    return subprocess.check_output([sys.executable, "-c", code], cwd=str(ROOT), env=dict(environ, **variables))
+
+
+def test_all_usable_cores_are_used_unless_the_user_says_otherwise():
+    assert int(threads()) == machine.usable_cores()
+    assert int(threads(OMP_NUM_THREADS="1")) == 1
+
+
+def tf32_variable(*words, **variables):
+    """NVIDIA_TF32_OVERRIDE after the import, in a command with these words."""
+    environ = {name: value for name, value in os.environ.items() if name != "NVIDIA_TF32_OVERRIDE"}
+    code = "import os; from cgd.system.environment import tf32_allowed\n"
+    code += "print(os.environ.get('NVIDIA_TF32_OVERRIDE'), tf32_allowed())"
+    call = [sys.executable, "-c", code, *words]
+    return subprocess.check_output(call, cwd=str(ROOT), env=dict(environ, **variables), text=True).split()
+
+
+def test_tf32_is_forbidden_unless_the_user_says_otherwise():
+    assert tf32_variable() == ["0", "False"]
+    assert tf32_variable("--tf3") == ["0", "False"]
+    assert tf32_variable(NVIDIA_TF32_OVERRIDE="1") == ["1", "True"]
+    assert tf32_variable("--tf32") == ["None", "True"]
+    assert tf32_variable("--tf32", NVIDIA_TF32_OVERRIDE="0") == ["None", "True"]
+    assert tf32_variable("--tf32", NVIDIA_TF32_OVERRIDE="1") == ["1", "True"]
+
+
+def test_tf32_is_forbidden_before_any_library_is_loaded(monkeypatch):
+    steps = []
+    for name in ("_forbid_tf32", "_load_cuda_wheels"):
+        monkeypatch.setattr(environment, name, lambda name=name: steps.append(name))
+    environment._import_mxnet()
+    assert steps == ["_forbid_tf32", "_load_cuda_wheels"]
+
+
+def test_the_flag_for_tf32_is_train_pys_and_cannot_be_shortened(monkeypatch, capfd):
+    for words in (["train.py", "--tf3"], ["test.py", "--pretrained-model", "x", "--tf32"]):
+        result = command_here(monkeypatch, capfd, *words)
+        assert result.returncode == 2 and "unrecognized arguments: " + words[-1] in result.stderr
+
+
+def test_a_run_with_tf32_does_not_go_on_without(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    (tmp_path / "arguments.json").write_text('{"recipe": {}, "command": ["train.py", "--dataset", "demo", "--tf32"]}')
+    result = command_here(monkeypatch, capfd, "train.py", "--resume", tmp_path)
+    assert result.returncode == 2 and "give --tf32 again" in result.stderr
+    job = runs.Study(tmp_path, "demo", ("--tf32",)).job(paper.TABLES["1"].rows[0], 0)
+    assert "--tf32" in job.command(0) and "--tf32" in job.resume(0)
+    job = runs.Study(tmp_path, "demo").job(paper.TABLES["1"].rows[0], 0)
+    assert "--tf32" not in job.resume(0)
+
+
+def test_gpu_minus_1_is_the_cpu():
+    assert environment.context(-1) == mx.cpu()
+
+
+def test_gpu_0_falls_back_to_the_cpu_and_says_so(monkeypatch, capsys):
+    with_gpus(monkeypatch)
+    assert environment.context(0) == mx.cpu()
+    assert "running on the CPU" in capsys.readouterr().err
+
+
+def test_a_gpu_with_code_is_taken(monkeypatch):
+    with_gpus(monkeypatch, (9, 0), (8, 6))
+    assert environment.context(1) == mx.gpu(1)
+
+
+def test_a_gpu_without_code_is_an_error(monkeypatch):
+    with_gpus(monkeypatch, (9, 0))
+    with pytest.raises(InputError, match=r"9\.0.*--gpu -1"):
+        environment.context(0)
+
+
+def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
+    with_gpus(monkeypatch, (8, 6))
+    with pytest.raises(InputError, match="--gpu 7: 1 GPU"):
+        environment.context(7)
+
+
+def test_the_linkers_complaint_becomes_one_line():
+    told = environment._explain(OSError("libcuda.so.1: cannot open shared object file: No such file or directory"))
+    assert "requirements-cpu.txt" in told and "driver" in told
+    told = environment._explain(OSError("libcudnn.so.8: cannot open shared object file: No such file"))
+    assert "nvidia-cudnn-cu11" in told
+    told = environment._explain(OSError("libgomp.so.1: cannot open shared object file: No such file"))
+    assert "libgomp.so.1" in told
+    assert "wrong ELF class" in environment._explain(OSError("libmxnet.so: wrong ELF class"))
+
+
+def test_every_cuda_wheel_is_required_and_every_required_one_is_loaded():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    required = {line.split("<")[0] for line in lines if line.startswith("nvidia-")}
+    assert required == set(environment.CUDA_LIBRARIES.values())
+
+
+def test_cuda_wheels_are_loaded_before_the_import(monkeypatch, tmp_path):
+    """The libraries of an `nvidia` package are opened for all to see, in the table's order; other files are left."""
+    opened = []
+    for name in ("cudnn/lib/libcudnn.so.8", "cublas/lib/libcublas.so.11", "cublas/lib/libnvblas.so.11"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    spec = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(environment.ctypes, "CDLL", lambda path, mode: opened.append((path, mode)))
+    environment._load_cuda_wheels()
+    assert [path.rsplit("/", 1)[1] for path, _ in opened] == ["libcublas.so.11", "libcudnn.so.8"]
+    assert {mode for _, mode in opened} == {environment.ctypes.RTLD_GLOBAL}
+
+
+def test_seeding_makes_runs_equal():
+    draws = []
+    for _ in range(2):
+        environment.seed_everything(3)
+        draws.append((mx.nd.random.uniform(shape=3).asnumpy().tolist(), np.random.rand()))
+    assert draws[0] == draws[1]

@@ -1,0 +1,142 @@
+"""How commands end: the exit code, what is printed, what is left behind."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cgd.network import checkpoints
+from cgd.training import state
+from conftest import ROOT, members_of, running, wait_until
+
+PROGRAM = "import os, signal, sys, time\nfrom cgd import errors\ndef main():\n    {}\nerrors.run(main)\n"
+
+
+def ended(body, **more):
+    """A command whose `main` has this body."""
+    words = [sys.executable, "-c", PROGRAM.format(body.replace("\n", "\n    "))]
+    return subprocess.run(words, cwd=str(ROOT), stderr=subprocess.PIPE, text=True, timeout=60, **more)
+
+
+@pytest.mark.parametrize(
+    "body, code, told",
+    [
+        ("pass", 0, ""),
+        ("raise errors.InputError('no\\nsuch file')", 2, "error: no such file\n"),
+        ("open('/nowhere/x')", 2, "error: /nowhere/x: No such file or directory\n"),
+        ("sys.exit(3)", 3, ""),
+        ("sys.exit('a word')", 1, "a word\n"),
+        ("raise KeyboardInterrupt", 130, "\ninterrupted\n"),
+        ("os.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(9)", 130, "\ninterrupted\n"),
+        ("os.kill(os.getpid(), signal.SIGHUP)\ntime.sleep(9)", 130, "\ninterrupted\n"),
+        ("try: raise KeyboardInterrupt\nfinally: raise ValueError('on the way out')", 130, "\ninterrupted\n"),
+    ],
+)
+def test_the_exit_code_and_what_is_printed(body, code, told):
+    result = ended(body)
+    assert (result.returncode, result.stderr) == (code, told)
+
+
+@pytest.mark.parametrize(
+    "body, last",
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise OSError(111, 'Connection refused')", "ConnectionRefusedError: [Errno 111] Connection refused"),
+    ],
+)
+def test_an_error_that_nobody_expected_is_shown_whole(body, last):
+    """Not as bad input: an OSError without a file's name says nothing of its cause."""
+    result = ended(body)
+    assert result.returncode == 1 and result.stderr.startswith("Traceback")
+    assert result.stderr.splitlines()[-1] == last
+
+
+def test_output_that_nobody_reads_ends_a_command_without_a_word():
+    """As with `test.py | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    for body in ("print('x', flush=True)", "print('x')"):
+        result = ended(body, stdout=writing)
+        assert (result.returncode, result.stderr) == (141, "")
+    os.close(writing)
+
+
+def test_output_that_finds_no_room_is_a_failure():
+    with open("/dev/full", "w") as full:
+        assert ended("print('x')", stdout=full).returncode == 1
+
+
+def test_a_thread_or_a_child_that_still_works_does_not_keep_a_command():
+    start = time.time()
+    body = "import threading, multiprocessing\nthreading.Thread(target=time.sleep, args=(50,)).start()\n"
+    body += "child = multiprocessing.Process(target=time.sleep, args=(50,))\nchild.start()\nprint(child.pid)"
+    result = ended(body, stdout=subprocess.PIPE)
+    assert result.returncode == 0 and time.time() - start < 30
+    assert wait_until(lambda: not running(int(result.stdout)))
+
+
+RUN = "--from-scratch --image-width 32 --image-height 32 --dim 16 --batch-size 8 --images-per-identity 2 --gpu -1"
+RUN += " --num-workers 2 --iterations 1000000 --eval-every 1000000 --save-every 0"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_piped_run_keeps_its_state_when_it_is_stopped(small_demo, tmp_path, number):
+    """`train.py 2>&1 | tee log` and Ctrl-C: tee is gone first, and each line that is printed raises BrokenPipeError.
+
+    Several times, for what comes first is chance; each time the run is resumed from what the stop has left.
+    """
+    folder = tmp_path / "run"
+    words = ["train.py", "--dataset", "demo", "--data-dir", small_demo, "--output-dir", folder, *RUN.split()]
+    before = 0
+    for _ in range(3):
+        reading, writing = os.pipe()
+        process = subprocess.Popen(
+            [sys.executable, *map(str, words)],
+            cwd=str(ROOT),
+            stdout=writing,
+            stderr=writing,
+            start_new_session=True,
+        )
+        os.close(writing)
+        read_until(reading, before + 5)
+        os.close(reading)
+        os.killpg(process.pid, number)
+        assert process.wait(60) in (130, 141)
+        assert wait_until(lambda group=process.pid: not any(map(running, members_of(group))))
+        facts = state.read_state(folder / "state.npz")[1]
+        assert facts["iteration"] >= before + 5
+        assert checkpoints.Checkpoint(folder / "last").description["iteration"] == facts["iteration"]
+        log = (folder / "log.jsonl").read_text()
+        assert len(log) == facts["log_length"]
+        logged = [json.loads(line)["iteration"] for line in log.splitlines()]
+        assert logged == list(range(10, facts["iteration"] + 1, 10))
+        before, words = facts["iteration"], ["train.py", "--resume", folder]
+
+
+def read_until(stream, iteration):
+    """Reads a run's progress from a pipe until it has come so far."""
+    seen, reached, end = b"", -1, time.time() + 120
+    while reached < iteration and time.time() < end:
+        seen = seen[-100:] + os.read(stream, 1000)
+        reached = max(map(int, re.findall(rb"(\d+)/1000000 ", seen)), default=-1)
+    assert reached >= iteration, seen
+
+
+def test_an_error_leaves_the_state_of_the_last_iteration(small_demo, tmp_path):
+    """Here a picture that cannot be read, after the pictures of some iterations could."""
+    data, folder = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(str(small_demo), str(data))
+    words = ["train.py", "--dataset", "demo", "--data-dir", data, "--output-dir", folder, *RUN.split()]
+    process = subprocess.Popen([sys.executable, *map(str, words)], cwd=str(ROOT), stderr=subprocess.PIPE, text=True)
+    assert wait_until(lambda: (folder / "log.jsonl").exists() and (folder / "log.jsonl").read_text(), 120)
+    shutil.rmtree(str(data / "images"))
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 2 and "error: {}".format(data / "images") in told and "Traceback" not in told
+    iteration = state.read_state(folder / "state.npz")[1]["iteration"]
+    assert checkpoints.Checkpoint(folder / "last").description["iteration"] == iteration >= 10

@@ -1,0 +1,642 @@
+"""The paper's tables: rows are runs of train.py, shared between processes, and what comes of them is told right."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import train
+from cgd.data import datasets
+from cgd.system.environment import mx
+from cgd.system.errors import InputError
+from cgd.tables import __main__ as tables
+from cgd.tables import paper, plots, rates, results, runs
+from cgd.training import curves, recipes, trainer
+from conftest import ROOT, children_of, command, command_here, running, wait_until
+
+# Small enough for any network of any row; the changes of a row win over them.
+SMALL = ["--backbone", "mobilenetv2_0.25", "--num-workers", "0", "--eval-every", "2"]
+SMALL += "--image-width 32 --image-height 32 --batch-size 16 --dim 24".split()
+
+
+@pytest.fixture(scope="module")
+def small_study(many_birds, tmp_path_factory):
+    flags = ("--data-dir", str(many_birds), "--iterations", "2", *SMALL)
+    return runs.Study(tmp_path_factory.mktemp("studies") / "small", "demo", flags)
+
+
+def words_of(study, *words):
+    """A command of cgd.tables on a study."""
+    place = ["--output-dir", study.folder.parent, "--name", study.folder.name, "--dataset", study.dataset]
+    return ["-m", "cgd.tables", *place, *words]
+
+
+def pretend(job, last, best=None, iteration=1, **changes):
+    """What a finished run leaves, without the run."""
+    job.folder.mkdir(parents=True)
+    best = best or last
+    done = dict(asdict(job.recipe), **changes)
+    arguments = {"command": ["train.py"], "recipe": done, "data": {"Train": [5, 70], "Test": [6, 80]}}
+    arguments.update(versions={"mxnet": "1.9.1", "python": "3.11.7"}, git_commit="0123456789abcdef-dirty")
+    records = {
+        "arguments": arguments,
+        "last": {"iteration": job.recipe.iterations, "recall": last},
+        "best": {"iteration": iteration, "recall": best},
+    }
+    (job.folder / "log.jsonl").write_text("")
+    for name, record in records.items():
+        (job.folder / (name + ".json")).write_text(json.dumps(record))
+
+
+def recalls(first):
+    return {"1": first, "2": first + 0.1}
+
+
+def row_named(table, name):
+    return next(row for row in paper.TABLES[table].rows if row.name == name)
+
+
+@pytest.mark.parametrize("name", list(paper.TABLES))
+def test_every_row_trains_and_renders(name, small_study, monkeypatch, capfd):
+    monkeypatch.setattr(curves, "draw", lambda *_: False)  # a second for each run
+    rows = small_study.rows(paper.TABLES[name])
+    assert rows == list(paper.TABLES[name].rows)
+    for row in rows:
+        job = small_study.job(row, 0)
+        if job.state() == "missing":  # other tables have some of the same rows
+            done = command_here(monkeypatch, capfd, *job.command(-1))
+            assert done.returncode in (0, None), done.stderr
+        assert job.state() == "finished"
+    record = results.collect(small_study, [name])
+    assert [len(row["runs"]) for row in record["tables"][name]["rows"]] == [1] * len(rows)
+    assert len(record["tables"][name]["order"]) == max(0, len(paper.TABLES[name].order) - 1)
+    text = results.markdown(record)
+    for row in record["tables"][name]["rows"]:
+        line = next(line for line in text.splitlines() if line.startswith("| {} |".format(row["name"])))
+        assert "{:.4f}".format(row["runs"][0]["last"]["8"]) in line
+    assert json.loads(json.dumps(record)) == record
+
+
+@pytest.mark.parametrize("dataset", ["cub200", "cars196", "sop", "inshop", "demo", "folders"])
+def test_the_words_of_a_job_are_its_recipe(dataset, tmp_path):
+    study = runs.Study(tmp_path, dataset, ("--iterations", "7", "--config", "GM"))
+    rows = [row for table in paper.TABLES.values() for row in study.rows(table)]
+    assert rows
+    jobs = [study.job(row, 3) for row in rows]
+    for row, job in zip(rows, jobs):
+        options = train.arguments(job.command(-1)[1:])
+        assert (options.dataset, options.seed, options.gpu) == (dataset, 3, [-1])
+        assert train.recipe_of(options) == job.recipe
+        assert {name: getattr(job.recipe, name) for name in row.changes} == row.changes
+        assert options.cropped == (False if "--uncropped" in row.flags else None)
+        assert job.recipe.iterations == 7
+    one_folder_each = {(job.recipe, job.flags): job.folder for job in jobs}
+    assert len(set(one_folder_each.values())) == len(one_folder_each) == len({job.folder for job in jobs})
+
+
+def test_rows_that_a_data_set_does_not_have(tmp_path):
+    def names(dataset, table, *flags):
+        return [row.name for row in runs.Study(tmp_path, dataset, flags).rows(paper.TABLES[table])]
+
+    assert names("cub200", "main") == ["MG, as on CUB200"] and names("inshop", "main") == ["GS, as on In-shop"]
+    assert len(names("lists", "main")) == 4
+    assert names("sop", "crops") == [] and names("cub200", "crops") == ["cropped", "uncropped"]
+    assert names("lists", "crops", "--bbox-txt", "boxes.txt") == ["cropped", "uncropped"]
+    assert names("cub200", "crops", "--uncropped") == []
+
+
+def test_dry_run_prints_plain_commands_of_what_is_missing(tmp_path):
+    study = runs.Study(tmp_path / "cub200", "cub200")
+    pretend(study.job(row_named("2", "both"), 0), recalls(0.5))
+    begun = study.job(row_named("2", "smoothing"), 0)
+    pretend(begun, recalls(0.5))
+    (begun.folder / "last.json").unlink()
+    done = command(*words_of(study, "--table", 2, "--gpus", 3, "--dry-run"))
+    assert done.returncode == 0 and "4 runs: 1 finished, 1 begun, 2 missing" in done.stderr
+    folder = tmp_path / "cub200"
+    begin = "python train.py --dataset cub200 {0} --seed 0 --gpu 3 --output-dir {1}/{2}/seed-0"
+    assert done.stdout.splitlines() == [
+        begin.format("--temperature 1.0 --smoothing 0.0", folder, "temperature=1.0,smoothing=0.0"),
+        "python train.py --resume {}/temperature=1.0/seed-0 --gpu 3".format(folder),
+        begin.format("--smoothing 0.0", folder, "smoothing=0.0"),
+    ]
+    assert not (folder / "setting.json").exists()
+
+
+def workers_in(words):
+    return [words[place + 1] for place, word in enumerate(words) if word == "--num-workers"]
+
+
+@pytest.mark.parametrize(
+    "cores, gpus, flags, expected",
+    [
+        (12, "0", [], []),  # train.py's default
+        (12, "0,1,2", [], ["4"]),
+        (64, "0,1", [], ["8"]),
+        (2, "-1,-1,-1", [], ["1"]),
+        (12, "0,1,2", ["--num-workers", "3"], ["3"]),
+        (12, "0,1,2", ["--num-workers=0"], ["0"]),
+    ],
+)
+def test_runs_side_by_side_share_the_cores(cores, gpus, flags, expected, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(runs, "usable_cores", lambda: cores)
+    study = runs.Study(tmp_path / "cub200", "cub200", tuple(flags))
+    first, second = (study.job(row, 0) for row in paper.TABLES["4"].rows)
+    pretend(first, recalls(0.5))
+    (first.folder / "last.json").unlink()
+    words = words_of(study, "--table", "4", "--gpus={}".format(gpus), "--dry-run", "--", *flags)
+    monkeypatch.setattr(sys, "argv", list(map(str, words[1:])))
+    tables.main()
+    resume, begin = (line.split()[2:] for line in capfd.readouterr().out.splitlines())
+    assert resume[0] == "--resume" and workers_in(resume) == expected
+    options = train.arguments(begin)
+    assert options.output_dir == str(second.folder) and train.recipe_of(options) == second.recipe
+    assert begin.count("--num-workers") <= 1
+    if expected:
+        assert options.num_workers == int(expected[0])
+    else:
+        assert "--num-workers" not in begin
+
+
+# In the place of train.py: takes its time, and stops once where the folder holds `stop`.
+STAND_IN = """
+import json, sys, time
+from pathlib import Path
+folder = Path(sys.argv[sys.argv.index("--resume" if "--resume" in sys.argv else "--output-dir") + 1])
+time.sleep({seconds})
+(folder / "arguments.json").write_text(json.dumps({{"command": sys.argv, "recipe": {{}}}}))
+with open(str(folder / "log.jsonl"), "a") as log:
+    log.write("a line\\n")
+if (folder / "stop").exists():
+    (folder / "stop").unlink()
+    sys.exit(1)
+for name in ("last", "best"):
+    (folder / (name + ".json")).write_text(json.dumps({{"iteration": 1500, "recall": {{"1": 0.5}}}}))
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """A job whose train.py is the stand-in; how long that takes."""
+    (tmp_path / "stand_in.py").write_text(STAND_IN.format(seconds=0.5))
+    monkeypatch.setattr(runs, "TRAIN", tmp_path / "stand_in.py")
+    return runs.Study(tmp_path / "cub200", "cub200").job(paper.TABLES["4"].rows[0], 0), 0.5
+
+
+def test_the_time_of_a_run_adds_up_over_its_stops(stand_in):
+    job, seconds = stand_in
+    job.folder.mkdir(parents=True)
+    (job.folder / "stop").touch()
+    start = time.time()
+    with pytest.raises(InputError, match="1 of 1 runs failed"):
+        runs.Runner([job], [-1]).run()
+    first = time.time() - start
+    assert job.state() == "begun" and seconds < job.seconds() <= first
+    time.sleep(2 * seconds)  # between its processes nothing counts
+    start = time.time()
+    runs.Runner([job], [-1]).run()
+    assert job.state() == "finished" and 2 * seconds < job.seconds() <= first + time.time() - start
+
+
+def test_the_time_of_a_run_that_no_runner_waited_for_is_not_known(stand_in):
+    job, _ = stand_in
+    job.folder.mkdir(parents=True)
+    (job.folder / "stop").touch()
+    with pytest.raises(InputError):
+        runs.Runner([job], [-1]).run()
+    (job.folder / "stop").touch()
+    assert subprocess.call([sys.executable, *job.resume(-1)]) == 1  # a part of it by hand
+    assert job.seconds() is None
+    runs.Runner([job], [-1]).run()
+    assert job.state() == "finished" and job.seconds() is None
+    # nor of one that an earlier program left
+    (job.folder / "time.json").unlink()
+    assert job.seconds() is None
+
+
+def test_the_number_of_workers_does_not_identify_a_run(stand_in, monkeypatch):
+    job, _ = stand_in
+    monkeypatch.setattr(runs, "usable_cores", lambda: 6)
+    runs.Runner([job], [-1, -1]).run()
+    assert workers_in(json.loads((job.folder / "arguments.json").read_text())["command"]) == ["3"]
+    assert job.state() == "finished" and "num" not in str(job.folder.relative_to(job.folder.parents[1]))
+
+
+def test_the_main_table_is_of_the_papers_four_data_sets(tmp_path):
+    done = command("-m", "cgd.tables", "--table", "main", "--dry-run", "--output-dir", tmp_path, "--seeds", 2)
+    assert [line.split()[3] for line in done.stdout.splitlines()] == [
+        name for name in ("cub200", "cars196", "sop", "inshop") for _ in range(2)
+    ]
+
+
+def test_two_processes_share_the_work_and_a_third_finds_none(small_study, tmp_path):
+    study = small_study._replace(folder=tmp_path / "shared")
+    words = [sys.executable, *words_of(study, "--table", "4", "--gpus", "-1", "--", *study.flags)]
+    alone = dict(os.environ, OMP_NUM_THREADS="1")  # as two that share a machine had better be
+    pair = [subprocess.Popen(list(map(str, words)), cwd=str(ROOT), env=alone, stdout=subprocess.PIPE) for _ in "ab"]
+    told = [process.communicate(timeout=200)[0].decode() for process in pair]
+    assert [process.returncode for process in pair] == [0, 0]
+    jobs = [study.job(row, 0) for row in paper.TABLES["4"].rows]
+    assert [job.state() for job in jobs] == ["finished"] * 2
+    for job in jobs:
+        assert (job.folder / "output.txt").read_text().count("run: ") == 1
+        assert sum(text.count("end    {}".format(job.folder)) for text in told) == 1
+    before = {file: file.stat().st_mtime_ns for job in jobs for file in job.folder.iterdir() if file.name != "claim"}
+    # the study remembers its data set and flags
+    third = command("-m", "cgd.tables", "--output-dir", tmp_path, "--name", "shared", "--table", "4", "--gpus", "-1")
+    assert third.returncode == 0 and third.stdout == "" and "2 finished" in third.stderr
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+
+
+def test_a_broken_run_goes_on(small_study, tmp_path):
+    study = small_study._replace(folder=tmp_path / "broken")
+    flags = [*study.flags, "--iterations", "30", "--save-every", "1", "--eval-every", "30"]
+    study = study._replace(flags=tuple(flags))
+    words = list(map(str, [sys.executable, *words_of(study, "--table", "4", "--gpus", "-1", "--", *flags)]))
+    first = study.job(paper.TABLES["4"].rows[0], 0)
+
+    def start():
+        return subprocess.Popen(words, cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    # stopped: so is the run, which keeps its state
+    stopped = start()
+    assert wait_until((first.folder / "state.npz").exists, 60)
+    (training,) = children_of(stopped.pid)
+    stopped.send_signal(signal.SIGTERM)
+    _, errors = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130 and b"Traceback" not in errors
+    assert not os.path.exists("/proc/{}".format(training))
+    assert first.state() == "begun"
+
+    # a run that fails is told, and the others are done all the same
+    state = (first.folder / "state.npz").read_bytes()
+    (first.folder / "state.npz").write_bytes(state[:1000])
+    done = command(*words[1:])
+    assert done.returncode == 2 and "1 of 2 runs failed" in done.stderr and str(first.folder) in done.stderr
+    assert "failed {}: error: ".format(first.folder) in done.stdout and "Traceback" not in done.stderr
+    assert [study.job(row, 0).state() for row in paper.TABLES["4"].rows] == ["begun", "finished"]
+
+    (first.folder / "state.npz").write_bytes(state)
+    done = command(*words[1:])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("end    ") == 1 and first.state() == "finished"
+    assert "from iteration" in (first.folder / "output.txt").read_text()
+
+
+def claimable(folder):
+    with runs.claimed(folder) as claim:
+        return claim is not None
+
+
+def test_a_run_whose_starter_was_killed_is_not_begun_beside_it(small_study, tmp_path):
+    study = small_study._replace(folder=tmp_path / "orphan", flags=(*small_study.flags, "--iterations", "1000000"))
+    words = [*words_of(study, "--table", "4", "--gpus", "-1", "--", *study.flags)]
+    starter = subprocess.Popen([sys.executable, *map(str, words)], cwd=str(ROOT), stdout=subprocess.DEVNULL)
+    folder = study.job(paper.TABLES["4"].rows[0], 0).folder
+    assert wait_until((folder / "arguments.json").exists, 60)
+    (training,) = children_of(starter.pid)
+    starter.kill()
+    starter.wait()
+    try:
+        with runs.claimed(folder) as claim:
+            assert claim is None and running(training)
+    finally:
+        os.kill(training, signal.SIGKILL)
+    # Not before its last thread has ended, which may be later than its process is a zombie.
+    assert wait_until(lambda: claimable(folder))
+
+
+def test_a_claim_lasts_as_long_as_whoever_inherited_it(tmp_path):
+    with runs.claimed(tmp_path) as claim:
+        assert claim
+        with runs.claimed(tmp_path) as other:
+            assert other is None
+        heir = subprocess.Popen(["sleep", "60"], pass_fds=[claim.fileno()])
+    with runs.claimed(tmp_path) as other:
+        assert other is None
+    heir.kill()
+    heir.wait()
+    with runs.claimed(tmp_path) as other:
+        assert other
+
+
+def test_a_folder_with_another_recipe_is_left_alone(tmp_path):
+    job = runs.Study(tmp_path, "cub200").job(paper.TABLES["1"].rows[0], 0)
+    pretend(job, recalls(0.5), lr=0.5)
+    with pytest.raises(InputError, match="--lr 0.5, and 0.0001 is wanted"):
+        job.state()
+
+
+def test_a_run_of_a_program_that_lacked_a_field_had_its_default(tmp_path):
+    study = runs.Study(tmp_path, "cub200")
+    trained, frozen = (study.job(row, 0) for row in paper.TABLES["batchnorm"].rows)
+    for job in (trained, frozen):
+        pretend(job, recalls(0.5))
+        record = json.loads((job.folder / "arguments.json").read_text())
+        del record["recipe"]["freeze_batch_norm"]
+        (job.folder / "arguments.json").write_text(json.dumps(record))
+    assert trained.state() == "finished"
+    with pytest.raises(InputError, match="a run with --freeze-batch-norm False, and True is wanted"):
+        frozen.state()
+
+
+def test_a_study_keeps_its_setting(tmp_path):
+    study = runs.open_study(tmp_path / "a", "demo", ["--iterations", "5", "--num-workers", "1"])
+    runs.keep_setting(study)
+    assert runs.open_study(tmp_path / "a") == study
+    # what does not change the recipe may differ from machine to machine
+    elsewhere = runs.open_study(tmp_path / "a", "demo", ["--iterations", "5", "--num-workers", "9"])
+    assert elsewhere.recipe() == study.recipe() and elsewhere.flags[-1] == "9"
+    with pytest.raises(InputError, match="runs on demo; choose another --name for cub200"):
+        runs.open_study(tmp_path / "a", "cub200")
+    with pytest.raises(InputError, match="has the flags|have the flags --iterations 5"):
+        runs.open_study(tmp_path / "a", "demo", ["--iterations", "6"])
+    with pytest.raises(InputError, match="--seed: the tables say that themselves"):
+        runs.open_study(tmp_path / "b", "demo", ["--seed", "6"])
+    (tmp_path / "a" / "setting.json").write_text("[]")
+    with pytest.raises(InputError, match="setting.json"):
+        runs.open_study(tmp_path / "a")
+
+
+def test_a_paired_difference_by_hand():
+    # Seeds 1, 2 and 4 are in both rows: 0.1, 0.2, -0.3. Mean 0, squared deviations 0.01 + 0.04 + 0.09 over n - 1 = 2.
+    first, second = {0: 9.0, 1: 0.5, 2: 0.6, 4: 0.4}, {4: 0.7, 2: 0.4, 1: 0.4, 3: -9.0}
+    paired = results.paired_difference(first, second)
+    assert (paired["seeds"], paired["first_better"]) == ([1, 2, 4], 2)
+    assert paired["difference"] == pytest.approx(0) and paired["deviation"] == pytest.approx(0.07**0.5)
+    # what a seed does to both rows alike is not in the deviation
+    alike = results.paired_difference({0: 0.25, 1: 0.75}, {0: 0.125, 1: 0.625})
+    assert (alike["difference"], alike["deviation"], alike["first_better"]) == (0.125, 0, 2)
+    equal = results.paired_difference({7: 0.5}, {7: 0.5})
+    assert equal == {"seeds": [7], "difference": 0, "deviation": None, "first_better": 0}
+    apart = results.paired_difference({0: 0.5}, {1: 0.4})
+    assert apart == {"seeds": [], "difference": None, "deviation": None, "first_better": 0}
+
+
+def study_with(tmp_path, table, scores, dataset="cub200", **more):
+    """A study whose rows have pretended runs: {row: [R@1 of each seed]}."""
+    study = runs.Study(tmp_path / dataset, dataset)
+    for name, firsts in scores.items():
+        for seed, first in enumerate(firsts):
+            pretend(study.job(row_named(table, name), seed), recalls(first), recalls(first + 0.005), **more)
+    return study
+
+
+def test_rendered_figures_against_numpy(tmp_path):
+    scores = {"both": [0.7, 0.71, 0.74], "ranking loss alone": [0.6, 0.65, 0.61]}
+    study = study_with(tmp_path, "1", scores)
+    record = results.collect(study)
+    assert list(record["tables"]) == ["1", "main"]  # no other has two rows to compare; the main table has one here
+    rows = {row["name"]: row for row in record["tables"]["1"]["rows"]}
+    for name, firsts in scores.items():
+        assert rows[name]["last"]["1"] == pytest.approx([np.mean(firsts), np.std(firsts, ddof=1)])
+        assert rows[name]["best"]["1"][0] == pytest.approx(np.mean(firsts) + 0.005)
+        assert [run["seed"] for run in rows[name]["runs"]] == [0, 1, 2]
+    (step,) = record["tables"]["1"]["order"]
+    differences = np.subtract(*scores.values())
+    assert step["difference"] == pytest.approx(differences.mean()) and step["seeds"] == [0, 1, 2]
+    assert step["deviation"] == pytest.approx(differences.std(ddof=1)) and step["first_better"] == 3
+    text = results.markdown(record)
+    assert "| both | - | 3 | 0.7167 ± 0.0208 | 0.8167 ± 0.0208 | 0.7217 ± 0.0208 |" in text
+    assert "| classification loss alone | - | 0 | - | - | - |" in text
+    paired = "+0.0967 ± 0.0351 over 3 seeds, better in 3 of 3"
+    assert "both > ranking loss alone. Here: {}.\n".format(paired) in text and "paired by seed" in text
+    assert "train 70 images of 5 identities, test 80 images of 6 identities" in text
+    assert "commit 012345678-dirty" in text and "Weights at the start: the model zoo's." in text
+    line = next(line for line in results.digest(record, "all.md").splitlines() if "Table 1" in line)
+    spreads = "both 0.7167 ± 0.0208 · ranking loss alone 0.6200 ± 0.0265"
+    assert "{} | both > ranking loss alone: {} |".format(spreads, paired) in line
+
+
+def test_rows_without_a_common_seed_have_no_difference(tmp_path):
+    study = runs.Study(tmp_path / "cub200", "cub200")
+    for seed, row in enumerate(("both", "ranking loss alone")):
+        pretend(study.job(row_named("1", row), seed), recalls(0.5))
+    record = results.collect(study)
+    assert "both > ranking loss alone. Here: no seed in common.\n" in results.markdown(record)
+    assert "both > ranking loss alone: no seed in common |" in results.digest(record, "all.md")
+
+
+def test_an_order_of_groups_compares_the_best_of_each(tmp_path):
+    names = [row.name for row in paper.TABLES["configurations"].rows]
+    scores = {name: [0.5 + 0.01 * names.index(name)] for name in names}
+    scores["M"] = [0.9]
+    study = study_with(tmp_path, "configurations", scores)
+    (step,) = results.collect(study)["tables"]["configurations"]["order"]
+    assert (step["better"], step["worse"], step["first_better"]) == ("GM", "M", 0)
+    record = results.collect(study)
+    assert "GM > M. Here: -0.3200 over 1 seed, better in 0 of 1. GM is the best of 6 rows and M" in results.markdown(
+        record
+    )
+    assert "selected by this same score: a difference in its favour is optimistic.\n" in results.markdown(record)
+    assert "GM (best of 6) > M (best of 3): -0.3200" in results.digest(record, "all.md")
+    # a row that stands alone in its entry was not selected
+    alone = results.collect(study_with(tmp_path, "4", {"concat": [0.5], "sum": [0.4]}, "sop"))
+    assert "optimistic" not in results.markdown(alone) and "best of" not in results.digest(alone, "all.md")
+    # with one of the pairs not run nothing can be said of the best pair
+    (study.job(row_named("configurations", "SM"), 0).folder / "last.json").unlink()
+    assert results.collect(study)["tables"]["configurations"]["order"] == []
+
+
+def test_the_papers_figures_stand_only_beside_their_own_data_set(tmp_path):
+    official = study_with(tmp_path, "main", {"MG, as on CUB200": [0.25]})
+    text = results.markdown(results.collect(official, ["main"]))
+    assert "| MG, as on CUB200 | 0.7681 | 0.8484 | 1 | 0.2500 |" in text
+    other = runs.Study(tmp_path / "demo", "demo")
+    pretend(other.job(row_named("main", "MG, as on CUB200"), 0), recalls(0.25))
+    assert "0.7681" not in results.markdown(results.collect(other, ["main"]))
+
+
+def test_render_and_plot_from_the_command_line(tmp_path, monkeypatch, capfd):
+    study = study_with(tmp_path, "dimensions", {"96": [0.5, 0.6], "384": [0.7, 0.6]})
+    pretend(study.job(row_named("configurations", "S"), 0), recalls(0.5))
+    pretend(study.job(row_named("configurations", "MG"), 0), recalls(0.5))
+    runs.keep_setting(study)
+    readme = tmp_path / "README.md"
+    marks = "<!-- results: cub200 -->\n{}<!-- end of results: cub200 -->\nafter\n"
+    readme.write_text("before\n" + marks.format("old\n"))
+    words = ["--output-dir", tmp_path, "--results", tmp_path / "out", "--render", "--plot", "--readme", readme]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", list(map(str, ["tables", *words])))
+    pytest.importorskip("matplotlib")
+    tables.main()
+    record = json.loads((tmp_path / "out" / "cub200.json").read_text())
+    assert record == results.collect(study)
+    assert (tmp_path / "out" / "cub200.md").read_text() == results.markdown(record)
+    text = results.digest(record, tmp_path / "out" / "cub200.md")
+    assert readme.read_text() == "before\n" + marks.format(text + "\n")
+    for name in ("configurations", "dimensions"):
+        with Image.open(str(tmp_path / "out" / "cub200-{}.png".format(name))) as picture:
+            assert min(picture.size) > 300 and np.asarray(picture.convert("L")).std() > 10
+    readme.write_text("no marks")
+    with pytest.raises(InputError, match="expected the lines <!-- results: cub200 -->"):
+        tables.main()
+    assert readme.read_text() == "no marks"
+
+
+def test_the_main_table_of_several_data_sets(tmp_path, monkeypatch, capfd):
+    for dataset, name, firsts in (("cub200", "MG, as on CUB200", [0.25, 0.75]), ("sop", "SG, as on SOP", [0.5])):
+        runs.keep_setting(study_with(tmp_path, "main", {name: firsts}, dataset))
+    other = {"MG, as on CUB200": [0.5], "SG, as on SOP": [0.5]}
+    runs.keep_setting(study_with(tmp_path, "main", other, "demo"))  # none of the paper's
+    runs.keep_setting(runs.Study(tmp_path / "cars196", "cars196"))  # nothing finished: the others are rendered
+    monkeypatch.setattr(sys, "argv", ["tables", "--output-dir", str(tmp_path), "--render"])
+    tables.main()
+    assert "cars196: no finished runs" in capfd.readouterr().err
+    text = (tmp_path / "main-table.md").read_text()
+    spread = "± {:.4f}".format(np.std([0.25, 0.75], ddof=1))
+    expected = (
+        "| cub200 | MG, as on CUB200 | 2 | 1, 2 | 0.5000 {0}, 0.6000 {0} | 0.7681, 0.8484, 0.9060, 0.9433 | 0.5050"
+    )
+    assert expected.format(spread) in text
+    assert "| sop | SG, as on SOP | 1 | 1, 2 | 0.5000, 0.6000 | - | 0.5050 |" in text
+    rows = json.loads((tmp_path / "main-table.json").read_text())
+    assert [(row["study"], len(row["runs"])) for row in rows] == [("cub200", 2), ("sop", 1)]
+    assert (tmp_path / "sop" / "sop.md").exists()
+
+
+def test_plot_without_matplotlib_is_one_line(tmp_path, monkeypatch):
+    study = study_with(tmp_path, "dimensions", {"96": [0.5], "384": [0.7]})
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(InputError, match="pip install matplotlib"):
+        plots.draw(results.collect(study), tmp_path)
+
+
+def test_list_shows_rows_data_and_times(small_study, monkeypatch, capfd):
+    words = words_of(small_study, "--list", "--table", "1,backbones", "--gpus", "-1", "--", *small_study.flags)
+    monkeypatch.setattr(sys, "argv", list(map(str, words[1:])))
+    monkeypatch.setattr(rates, "measure", lambda recipe, device: rates.Rates(3.2, 16.0))
+    tables.main()
+    told = capfd.readouterr().out
+    assert "data: demo (train 32 images of 8, test 32 images of 8), found" in told
+    for name in ("1", "backbones"):
+        for row in paper.TABLES[name].rows:
+            assert "    {:<26} ".format(row.name) in told
+    # 2 x 16 pictures at 3.2 a second, one evaluation of 32 at 16
+    assert "    both                       12 s\n" in told
+    assert "cpu" in told
+
+
+def test_list_says_what_is_missing(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(rates, "measure", lambda recipe, device: rates.Rates(100.0, 1000.0))
+    words = ["tables", "--list", "--table", "main", "--output-dir", tmp_path, "--gpus", "-1"]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    monkeypatch.chdir(tmp_path)
+    tables.main()
+    told = capfd.readouterr().out
+    assert "sop (train 59,551 images of 11,318, test 60,502 images of 11,316), missing: data/Stanford" in told
+    # 1,500 x 128 pictures at 100 a second, 15 evaluations of 5,924 at 1,000
+    seconds = 1500 * 128 / 100 + 15 * 5924 / 1000
+    assert "MG, as on CUB200           {:.0f} min".format(seconds / 60) in told
+
+
+def test_list_has_the_time_of_a_finished_run(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(rates, "measure", lambda recipe, device: rates.Rates(100.0, 1000.0))
+    study = study_with(tmp_path, "2", {"neither": [0.5], "smoothing": [0.5], "temperature": [0.5]})
+    neither, smoothing = (study.job(row_named("2", name), 0) for name in ("neither", "smoothing"))
+    neither.keep_seconds(125.0)
+    smoothing.keep_seconds(125.0)
+    (smoothing.folder / "last.json").unlink()  # only begun
+    monkeypatch.setattr(sys, "argv", list(map(str, words_of(study, "--list", "--table", "2", "--gpus", "-1")[1:])))
+    tables.main()
+    told = capfd.readouterr().out
+    estimate = "{:.0f} min".format((1500 * 128 / 100 + 15 * 5924 / 1000) / 60)
+    assert [line.split(None, 1)[1].strip() for line in told.splitlines() if line.startswith("    ")] == [
+        "took 2 min",
+        estimate,
+        estimate,  # finished, by a program that kept no time
+        estimate,
+    ]
+
+
+def test_measured_rates_survive_a_busy_machine(monkeypatch):
+    """A step that is slow at first, and then whenever another program has the cores."""
+    calls, sizes = itertools.count(), set()
+
+    def step(_, pictures, identities):
+        call = next(calls)
+        sizes.add((pictures.shape, len(identities)))
+        time.sleep(0.3 if call < 4 or call % 3 else 0.05)
+
+    monkeypatch.setattr(trainer.Trainer, "step", step)
+    recipe = recipes.replace(recipes.RECIPES["demo"], backbone="mobilenetv2_0.25", batch_size=12)
+    start = time.time()
+    measured = rates.measure(recipe, mx.cpu())
+    assert sizes == {((12, 48, 48, 3), 12)}  # the recipe's own batch
+    assert 12 / 0.1 < measured.training <= 12 / 0.05
+    assert time.time() - start < 2 * rates.SECONDS + 10
+
+
+def test_measuring_a_slow_network_takes_few_small_batches(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(trainer.Trainer, "step", lambda _, pictures, identities: sizes.append(len(pictures)))
+    monkeypatch.setattr(rates, "SECONDS", 0.0)
+    recipe = recipes.replace(recipes.RECIPES["cub200"], backbone="mobilenetv2_0.25")
+    rates.measure(recipe, mx.cpu())
+    assert sizes == [16] * rates.CALLS
+
+
+def test_measured_rates_are_of_this_network():
+    small = recipes.replace(recipes.RECIPES["demo"], image_width=32, image_height=32)
+    large = recipes.replace(small, image_width=128, image_height=128)
+    slow, fast = rates.measure(large, mx.cpu()), rates.measure(small, mx.cpu())
+    assert 0 < slow.training < slow.inference and slow.training < fast.training  # 16 times the work: not a close race
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ([], "expected --list, --table NAME, --render or --plot"),
+        (["--table", "5"], "--table 5: expected some of 1, 2, 3, 4, configurations"),
+        (["--table", "crops", "--dataset", "sop", "--dry-run"], "compares crops, and sop has no boxes"),
+        (["--table", "1", "--gpus", "x"], "expected numbers, as in 0,1"),
+        (["--table", "1", "--seeds", "0"], "expected a whole number from 1"),
+        (["--table", "1", "--dry-run", "--", "--lr", "fast"], "--lr fast: not a number"),
+        (["--table", "1", "--dry-run", "--weights", "nowhere"], "--weights nowhere: expected resnet50_v1.params there"),
+        (["--table", "all", "--dataset", "demo", "--dry-run"], "--table configurations, row SMG: dim 128: expected a"),
+        (["--render", "--output-dir", "nowhere"], "nowhere: nothing finished there yet"),
+    ],
+)
+def test_bad_words_are_one_line(words, expected, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tables", *words])
+    with pytest.raises(InputError) as error:
+        tables.main()
+    assert expected in str(error.value)
+
+
+def test_weights_of_each_backbone(tmp_path, monkeypatch, capfd):
+    for name in ("resnet50_v1", "se_resnet50", "bn_inception", "shufflenet_v2"):
+        (tmp_path / (name + ".params")).touch()
+    words = ["--table", "backbones", "--dataset", "cub200", "--dry-run", "--weights", tmp_path]
+    monkeypatch.setattr(sys, "argv", list(map(str, ["tables", *words])))
+    tables.main()
+    lines = capfd.readouterr().out.splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        options = train.arguments(line.split()[2:])
+        assert options.backbone_params == str(tmp_path / (train.recipe_of(options).backbone + ".params"))
+
+
+def test_weights_by_a_runs_command():
+    assert runs.weights_of(["train.py", "--from-scratch"]) == "random"
+    assert runs.weights_of(["train.py", "--backbone-params", "a/b/c.params", "--gpu", "-1"]) == "c.params"
+    assert runs.weights_of(["train.py", "--backbone-params=a/c.params"]) == "c.params"
+    assert runs.weights_of(["train.py"]) == "the model zoo's"
+
+
+@pytest.mark.parametrize("name", ["cub200", "cars196", "sop", "inshop", "demo"])
+def test_a_recipes_docstring_begins_with_its_command(name):
+    text = getattr(recipes, name).__doc__
+    words = text.splitlines()[0].split()
+    assert words[:2] == ["python", "train.py"]
+    assert train.recipe_of(train.arguments(words[2:])) == getattr(recipes, name)() == recipes.RECIPES[name]
+    assert "Ours" in text or "ours" in text
+    assert set(datasets.SOURCES) == set(recipes.RECIPES)

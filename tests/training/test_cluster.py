@@ -1,0 +1,199 @@
+"""Several machines, as processes on this one: a scheduler, a server and workers."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from cluster_worker import CHANGES, trained
+from test_trainer import make
+
+from cgd.system.environment import mx
+from cgd.system.errors import InputError
+from cgd.training import cluster, recipes
+from cgd.training.optimiser import Optimiser
+from conftest import ROOT, children_of, command, running, wait_until
+
+RUN = "--from-scratch --batch-size 8 --images-per-identity 2 --image-width 32 --image-height 32 --dim 16 --gpu -1"
+RUN += " --iterations 20 --eval-every 8 --save-every 3 --recallk 1 --num-workers 1 --dataset demo"
+WORKERS = 2
+
+
+def variables(workers=WORKERS):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    values = {"ROLE": "worker", "PS_ROOT_URI": "127.0.0.1", "PS_ROOT_PORT": port, "NUM_SERVER": 1}
+    values.update(NUM_WORKER=workers, NODE_HOST="127.0.0.1")
+    known = {"DMLC_" + name: str(value) for name, value in values.items()}
+    return dict(known, PS_HEARTBEAT_INTERVAL="1", PS_HEARTBEAT_TIMEOUT="5", OMP_NUM_THREADS="1")
+
+
+def start(*words, workers=WORKERS):
+    """The processes of a run: scheduler, server, workers."""
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), **variables(workers))
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, words)],
+            cwd=str(ROOT),
+            env=dict(environment, DMLC_ROLE=role),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for role in ["scheduler", "server"] + ["worker"] * workers
+    ]
+
+
+def outputs(processes, seconds=200):
+    """What each printed, once all have ended; none is left behind."""
+    end = time.time() + seconds
+    try:
+        return [process.communicate(timeout=max(1, end - time.time()))[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def worker_run(kind, small_demo, folder, workers=WORKERS):
+    """{name: array} of what each worker has trained."""
+    processes = start("tests/training/cluster_worker.py", kind, small_demo, folder, workers=workers)
+    texts = outputs(processes)
+    assert [process.returncode for process in processes] == [0] * (2 + workers), "\n".join(texts)
+    return [dict(np.load(str(folder / "worker{}.npz".format(rank)))) for rank in range(workers)]
+
+
+class Averaging:
+    """In the place of an optimiser: waits for the gradients of all workers' batches, then moves by their mean."""
+
+    def __init__(self, run):
+        self.optimiser, self.kept = run.optimiser, []
+        self.parameters = [p for p in run.net.collect_params().values() if p.grad_req != "null"]
+
+    def step(self, iteration, with_norm):
+        self.kept.append([p.grad().asnumpy() for p in self.parameters])
+        if len(self.kept) == WORKERS:
+            for parameter, gradients in zip(self.parameters, zip(*self.kept)):
+                parameter.grad()[:] = np.mean(gradients, axis=0)
+            self.optimiser.step(iteration // WORKERS)
+            self.kept = []
+        return 0.0
+
+    def learning_rate(self, iteration):
+        return 0.0
+
+
+def test_workers_are_as_one_process_with_the_averaged_gradients(small_demo, tmp_path):
+    first, second = worker_run("dist_sync", small_demo, tmp_path)
+    assert sorted(first) == sorted(second) and len(first) > 50
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    one = make(small_demo, tmp_path, **dict(CHANGES, iterations=WORKERS * CHANGES["iterations"]))
+    one.optimiser = Averaging(one)
+    one._train(open(os.devnull, "w"), one._progress(), 0)
+    for name, value in trained(one).items():
+        np.testing.assert_allclose(first[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
+    # the same, but for what each worker saw: it is no accident of a test that nothing could fail
+    alone = make(small_demo, tmp_path, **CHANGES)
+    alone._train(open(os.devnull, "w"), alone._progress(), 0)
+    assert any(np.abs(first[name] - value).max() > 1e-3 for name, value in trained(alone).items())
+
+
+def test_one_worker_whose_server_updates_is_as_none(small_demo, tmp_path):
+    """The server has the schedule, and the rate of the backbone."""
+    (worker,) = worker_run("dist_async", small_demo, tmp_path, workers=1)
+    alone = make(small_demo, tmp_path, **CHANGES)
+    alone._train(open(os.devnull, "w"), alone._progress(), 0)
+    for name, value in trained(alone).items():
+        np.testing.assert_allclose(worker[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("begun", [0, 3, 5, 9])
+def test_the_servers_schedule_counts_the_steps_of_all_workers(begun):
+    class Store:
+        num_workers, type = 3, "dist_async"
+
+    recipe = recipes.replace(recipes.RECIPES["cub200"], lr_steps=(5, 3, 8))
+    parameters = mx.gluon.ParameterDict()
+    parameters.get("weight", shape=(1,)).initialize()
+    optimiser = Optimiser(parameters, recipe, Store())
+    schedule = optimiser._servers_schedule(begun)
+    for iteration in range(begun, 12):
+        for worker in range(3):
+            update = (iteration - begun) * 3 + worker + 1  # MXNet counts an update before it asks for its rate
+            expected = optimiser.learning_rate(iteration)
+            assert (schedule(update) if schedule else expected) == pytest.approx(expected)
+
+
+def test_a_killed_worker_ends_the_run_and_resume_goes_on(small_demo, tmp_path):
+    folder = tmp_path / "run"
+    words = ["train.py", "--data-dir", small_demo, "--output-dir", folder, *RUN.split(), "--kvstore", "dist_sync"]
+    processes = start(*words)
+    assert wait_until(lambda: (folder / "state.npz").exists() or processes[3].poll() is not None, 200)
+    dying = processes[3]
+    helpers = [child for process in processes for child in children_of(process.pid)]
+    began = time.time()
+    dying.send_signal(signal.SIGKILL)
+    texts = outputs(processes, 60)
+    assert time.time() - began < 60
+    lost = [number for number in (0, 1) if "worker {} of 2 has not been heard of".format(number) in texts[0]]
+    assert len(lost) == 1, texts[0]
+    for process, text in zip(processes, texts):
+        if process is not dying:
+            assert process.returncode == 1 and "the run ends here" in text and "--resume FOLDER" in text, text
+            assert "Traceback" not in text
+    assert wait_until(lambda: not any(map(running, helpers)), 20)
+
+    processes = start("train.py", "--resume", folder)
+    texts = outputs(processes)
+    assert [process.returncode for process in processes] == [0] * 4, "\n".join(texts)
+    leader = next(text for text in texts if "last: R@1" in text)
+    assert "from iteration 0" not in leader and "(iteration 20" in leader
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in log if "lr" in line] == [10, 20]
+    assert [line["iteration"] for line in log if "recall" in line] == [8, 16, 20]
+
+
+def test_bad_input_ends_all(tmp_path):
+    words = ["train.py", "--dataset", "folders", "--data-dir", tmp_path, "--gpu", "-1", "--kvstore", "dist_sync"]
+    processes = start(*words)
+    texts = outputs(processes, 60)
+    assert [process.returncode for process in processes] == [1, 1, 2, 2], "\n".join(texts)
+    assert all("error: " in text and "Traceback" not in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"DMLC_PS_ROOT_URI": ""}, "DMLC_PS_ROOT_URI is not set; expected the scheduler's address"),
+        ({"DMLC_ROLE": ""}, "DMLC_ROLE is not set; expected one of scheduler, server, worker"),
+        ({"DMLC_ROLE": "boss"}, "DMLC_ROLE is 'boss'; expected one of scheduler, server, worker"),
+        ({"DMLC_PS_ROOT_PORT": "http"}, "DMLC_PS_ROOT_PORT is 'http'; expected a free port"),
+        ({"DMLC_NUM_WORKER": "0"}, "DMLC_NUM_WORKER is '0'; expected the number of workers"),
+        ({"PS_HEARTBEAT_TIMEOUT": "soon"}, "PS_HEARTBEAT_TIMEOUT is 'soon'; expected whole seconds"),
+    ],
+)
+def test_variables_that_do_not_fit(monkeypatch, changes, message):
+    values = dict(variables(), **changes)
+    monkeypatch.setattr(cluster, "DMLC_ROLE", values.pop("DMLC_ROLE"))
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message):
+        cluster.check("dist_sync")
+
+
+def test_a_kind_and_the_variables_belong_together(monkeypatch):
+    monkeypatch.setattr(cluster, "DMLC_ROLE", "worker")
+    with pytest.raises(InputError, match="DMLC_ROLE is worker: --kvstore dist_sync joins the others"):
+        cluster.check(None)
+    with pytest.raises(InputError, match="--kvstore dist: expected one of dist_sync, dist_async"):
+        cluster.check("dist")
+    monkeypatch.setattr(cluster, "DMLC_ROLE", None)
+    cluster.check(None)
+    result = command("train.py", "--dataset", "demo", "--kvstore", "dist_sync")
+    assert result.returncode == 2 and "the variable DMLC_ROLE is not set" in result.stderr

@@ -1,0 +1,100 @@
+"""A run's table and curves, and what is told of a run that goes wrong."""
+
+import json
+import sys
+
+import pytest
+from PIL import Image
+
+from cgd.system.errors import InputError
+from cgd.training import curves, recipes
+from cgd.training.diagnostics import Diagnostics
+
+
+def line(iteration, **figures):
+    usual = dict.fromkeys(curves.COLUMNS, 0.5)
+    return dict(usual, iteration=iteration, **figures)
+
+
+def folder_with(tmp_path, lines):
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    return tmp_path
+
+
+LOG = [line(10, lr=1.0), line(20, lr=3.0), {"iteration": 20, "recall": {"1": 0.25, "2": 0.5}}, line(30, lr=5.0)]
+LOG += [{"iteration": 30, "recall": {"1": 0.75, "2": 1.0}}]
+
+
+def test_the_table_has_the_means_between_evaluations(tmp_path):
+    rows = [row.split() for row in curves.summary(*curves.read_log(folder_with(tmp_path, LOG))).splitlines()]
+    assert [row[0] for row in rows] == ["iteration", "20", "30"]
+    assert [row[1] for row in rows] == ["lr", "2", "5"]
+    assert [row[-1] for row in rows] == ["R@1", "0.2500", "0.7500"]
+
+
+def test_a_run_without_steps_has_a_table_too(tmp_path):
+    table = curves.summary(*curves.read_log(folder_with(tmp_path, [{"iteration": 0, "recall": {"10": 0.5}}])))
+    assert table.splitlines()[1].split() == ["0"] + ["-"] * len(curves.COLUMNS) + ["0.5000"]
+
+
+def test_the_curves_are_a_picture(tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="no matplotlib here: no curves")
+    curves.tell(folder_with(tmp_path, LOG))
+    assert "curves.png" in capsys.readouterr().out
+    assert len(Image.open(str(tmp_path / "curves.png")).convert("RGB").getcolors(10**6)) > 20
+
+
+def test_without_matplotlib_the_table_stands_and_says_how_to_get_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    curves.tell(folder_with(tmp_path, LOG))
+    output = capsys.readouterr().out
+    assert "0.7500" in output and "pip install matplotlib" in output
+    assert not (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.parametrize("text", ["[]\n", "{", '{"lr": 1}\n', '{"iteration": 1, "recall": 3}\n', "\xff"])
+def test_other_files_are_one_line(tmp_path, text):
+    (tmp_path / "log.jsonl").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match="log.jsonl: not the log of a run"):
+        curves.read_log(tmp_path)
+    with pytest.raises(InputError, match="not the log of a run"):
+        curves.read_log(tmp_path / "nowhere")
+
+
+def told(lines, **changes):
+    texts = []
+    diagnostics = Diagnostics(recipes.replace(recipes.RECIPES["cub200"], **changes), texts.append)
+    for one in lines:
+        diagnostics.look(one)
+    return texts
+
+
+COLLAPSED = [line(n, active=1.0, ranking_loss=0.102, positive=0.008, negative=0.006) for n in range(10, 60, 10)]
+
+
+def test_a_collapse_is_told_once():
+    (text,) = told(COLLAPSED)
+    assert "iteration 30: the triplet loss has collapsed: it is 0.102, near its margin 0.1" in text and "--lr" in text
+
+
+@pytest.mark.parametrize(
+    "figures, changes",
+    [
+        ({"positive": 0.9, "negative": 0.8}, {}),  # hard, but far apart: the beginning of any run
+        ({"active": 0.4}, {}),  # learned: most triplets keep the margin
+        ({}, {"soft_margin": True}),
+        ({}, {"ranking_weight": 0.0}),
+        ({}, {"margin": 0.01}),
+    ],
+)
+def test_other_runs_have_not_collapsed(figures, changes):
+    assert told([dict(one, **figures) for one in COLLAPSED], **changes) == []
+    assert told(COLLAPSED[:2]) == []
+
+
+def test_a_power_that_rests_at_its_bound_is_told():
+    for bound in (1.0, 6.0):
+        (text,) = told([line(n, gem_p=bound) for n in range(5)])
+        assert "bound {}".format(bound) in text
+    assert told([line(n, gem_p=3.0) for n in range(5)]) == []
+    assert told([line(n, gem_p=p) for n, p in enumerate((6.0, 5.9, 6.0, 5.8))]) == []

@@ -1,0 +1,193 @@
+"""Going on after any stop, on real processes: the end is the same, bit for bit."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cgd.network import checkpoints, model
+from cgd.system.environment import mx
+from cgd.system.errors import InputError
+from cgd.training import state
+from conftest import ROOT, command, command_here, wait_until
+
+RUN = "--from-scratch --batch-size 8 --images-per-identity 2 --image-width 32 --image-height 32 --dim 16 --gpu -1"
+RUN += " --iterations 23 --eval-every 8 --save-every 3 --recallk 1 --learn-p yes --lr-steps 7 --seed 3"
+
+
+def words(small_demo, folder):
+    return ["train.py", "--dataset", "demo", "--data-dir", small_demo, "--output-dir", folder, *RUN.split()]
+
+
+@pytest.fixture(scope="module")
+def whole(small_demo, tmp_path_factory):
+    """The folder of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    result = command(*words(small_demo, folder), "--num-workers", 1)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def begin(*more):
+    """A process of train.py, its output thrown away."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, more)], cwd=str(ROOT), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def assert_the_same(folder, whole):
+    """Parameters, moments, scores, log and checkpoints; the times in the log are its own."""
+    arrays, facts = state.read_state(folder / "state.npz")
+    expected_arrays, expected_facts = state.read_state(whole / "state.npz")
+    assert sorted(arrays) == sorted(expected_arrays) and len(arrays) > 200
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(value.asnumpy(), expected_arrays[name].asnumpy(), err_msg=name)
+    facts.pop("log_length"), expected_facts.pop("log_length")
+    assert facts == expected_facts and facts["iteration"] == 23
+    assert log_of(folder) == log_of(whole)
+    for name in ("last-0000.params", "last-symbol.json", "last.json", "best-0000.params", "best.json"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    assert not list(folder.glob(".part-*"))
+
+
+def log_of(folder):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: line[name] for name in line if name not in ("images_per_second", "waiting")} for line in lines]
+
+
+def test_a_run_killed_several_times_ends_like_one_that_was_not(small_demo, whole, tmp_path):
+    """By kill -9, at moments that nobody chose: while it reads, trains, writes or evaluates."""
+    moments, folder = random.Random(), tmp_path / "run"
+    process = begin(*words(small_demo, folder), "--num-workers", 1)
+    assert wait_until((folder / "arguments.json").exists, 200)
+    for _ in range(4):
+        wait_for_progress(process, folder / "log.jsonl")
+        time.sleep(moments.random() * 0.8)
+        process.kill()
+        process.wait()
+        (folder / ".part-1-last.json").touch()  # as a kill amid a write leaves it
+        process = begin("train.py", "--resume", folder)
+    assert process.wait(200) == 0
+    assert_the_same(folder, whole)
+
+
+def wait_for_progress(process, log):
+    """Until the log is written to, or the process has come to its end."""
+    before = log.stat().st_mtime_ns if log.exists() else 0
+    wait_until(lambda: process.poll() is not None or (log.exists() and log.stat().st_mtime_ns != before), 200)
+
+
+def test_a_run_that_was_asked_to_stop_goes_on(small_demo, whole, tmp_path):
+    """By SIGTERM, as a scheduler asks; what Ctrl-C leaves is in test_commands.py."""
+    folder = tmp_path / "run"
+    process = begin(*words(small_demo, folder), "--num-workers", 0)
+    assert wait_until(lambda: (folder / "log.jsonl").exists() and (folder / "log.jsonl").read_text(), 200)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(200) == 130
+    stopped = checkpoints.Checkpoint(folder / "last").description["iteration"]
+    assert state.read_state(folder / "state.npz")[1]["iteration"] == stopped < 23
+    result = command("train.py", "--resume", folder, "--num-workers", 2)
+    assert result.returncode == 0, result.stderr
+    assert "from iteration {}".format(stopped) in result.stdout
+    assert_the_same(folder, whole)
+
+
+def test_a_finished_run_is_left_as_it_is(whole):
+    before = {file.name: file.read_bytes() for file in whole.iterdir()}
+    result = command("train.py", "--resume", whole)
+    assert result.returncode == 0, result.stderr
+    assert before == {file.name: file.read_bytes() for file in whole.iterdir()}
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """A copy of that run, for tests that change it."""
+    return shutil.copytree(str(whole), str(tmp_path / "copy"))
+
+
+@pytest.mark.parametrize(
+    "more, told",
+    [
+        (["--lr", "0.1"], "--lr would make it another run"),
+        (["--margin", "0.2", "--dim", "8"], "--dim and --margin would make it another run"),
+        (["--iterations", "22"], "--iterations would make it another run"),
+        (["--seed", "4"], "--seed would make it another run"),
+        (["--uncropped"], "--cropped would make it another run"),
+        (["--recallk", "1,2"], "--recallk would make it another run"),
+        (["--pretrained-model", "somewhere"], "not allowed with"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_resumed_run_is_the_same_run(copy, monkeypatch, capfd, more, told):
+    before = {file.name: file.read_bytes() for file in Path(copy).iterdir()}
+    result = command_here(monkeypatch, capfd, "train.py", "--resume", copy, *more)
+    assert result.returncode == 2 and told in result.stderr
+    assert before == {file.name: file.read_bytes() for file in Path(copy).iterdir()}
+
+
+def test_data_that_changed_is_another_run(copy, monkeypatch, capfd, many_birds):
+    result = command_here(monkeypatch, capfd, "train.py", "--resume", copy, "--data-dir", many_birds)
+    assert result.returncode == 2 and "'Train': [4, 24]" in result.stderr and "'Train': [8, 32]" in result.stderr
+
+
+def test_more_iterations_are_recorded(copy, monkeypatch, capfd):
+    for iterations in (25, 26):
+        result = command_here(monkeypatch, capfd, "train.py", "--resume", copy, "--iterations", iterations)
+        assert result.returncode in (0, None), result.stderr
+        record = json.loads(Path(copy, "arguments.json").read_text())
+        assert record["recipe"]["iterations"] == iterations
+        assert checkpoints.Checkpoint(Path(copy, "last")).description["iteration"] == iterations
+    result = command_here(monkeypatch, capfd, "train.py", "--resume", copy)
+    assert "from iteration 26" in result.stdout and "(iteration 26, " in result.stdout
+
+
+def test_a_resumed_run_needs_no_weights_and_takes_the_newer_device(small_demo, tmp_path, monkeypatch, capfd):
+    """The state has all weights. Devices and workers are where a run is done, not what it is."""
+    weights = tmp_path / "weights.params"
+    net = model.CGD(backbone="resnet18_v1")
+    net.initialize()
+    net(mx.nd.zeros((1, 3, 32, 32)))
+    net.features.save_parameters(str(weights))
+    run = [word for word in words(small_demo, tmp_path / "run") if word != "--from-scratch"]
+    run += ["--iterations", 2, "--backbone-params", weights]
+    assert command_here(monkeypatch, capfd, *run).returncode in (0, None)
+    weights.unlink()
+    file = tmp_path / "run" / "arguments.json"
+    record = json.loads(file.read_text())
+    record["command"] += ["--gpus", "2,3", "--num-workers", "77"]  # as if it had been begun on another machine
+    file.write_text(json.dumps(record))
+    again = ["train.py", "--resume", tmp_path / "run", "--iterations", 3]
+    result = command_here(monkeypatch, capfd, *again)
+    assert result.returncode == 2 and "--gpu 2" in result.stderr
+    result = command_here(monkeypatch, capfd, *again, "--gpu", -1, "--num-workers", 0)
+    assert result.returncode in (0, None), result.stderr
+    assert "from iteration 2" in result.stdout and "(iteration 3, " in result.stdout
+
+
+def test_bad_folders_and_broken_states_are_one_line(whole, tmp_path):
+    result = command("train.py", "--resume", tmp_path / "nowhere")
+    assert result.returncode == 2 and "nowhere: not the folder of a run" in result.stderr
+    data = (whole / "state.npz").read_bytes()
+    for broken in (b"", data[:1000], data[:-100], b"text"):
+        (tmp_path / "state.npz").write_bytes(broken)
+        with pytest.raises(InputError, match="state.npz: not the state of a run"):
+            state.read_state(tmp_path / "state.npz")
+
+
+def test_to_open_a_state_runs_no_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    np.savez(str(tmp_path / "state.npz"), facts=np.array([Evil()], dtype=object))
+    with pytest.raises(InputError, match="not the state of a run"):
+        state.read_state(tmp_path / "state.npz")
+    assert not (tmp_path / "ran").exists()
