@@ -81,9 +81,9 @@ def main():
     dataset = flags.load_dataset(options, name, cropped=description["cropped"], need_training=False)
     cropped = dataset.test[0].box is not None
     warn_of_another_crop(cropped, options, description)
-    preparation = evaluation.Preparation(image_size(options, description), description["mean"], description["std"])
+    preprocessing = evaluation.Preprocessing(image_size(options, description), description["mean"], description["std"])
     unreadable = loader.Unreadable(options.skip_unreadable)
-    evaluate = evaluation.Evaluator(dataset, preparation, options.batch_size, options.num_workers, unreadable)
+    evaluate = evaluation.Evaluator(dataset, preprocessing, options.batch_size, options.num_workers, unreadable)
     ctx = environment.context(options.gpu)
     with environment.memory_for("try --batch-size {}".format(max(1, options.batch_size // 2))):
         result = evaluate(checkpoint.graph(ctx), ctx)

@@ -74,6 +74,11 @@ def read_record(folder):
     try:
         record = json.loads(file.read_text())
         [str(word) for word in record["command"][1:]], recipes.from_record(record["recipe"])
+    except recipes.OlderRecipe as error:
+        raise InputError(
+            "--resume {}: begun by an older version, whose options had other names ({}); start a new run from its "
+            "weights: --pretrained-model {}/last".format(folder, error, folder)
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError("--resume {}: not the folder of a run ({}: {})".format(folder, file.name, error))
     return record
@@ -118,7 +123,7 @@ def recipe_of(options):
     recipe = recipes.RECIPES[options.dataset]
     if options.pretrained_model:
         description = Checkpoint(options.pretrained_model).description
-        recipe = replace(recipe, **recipes.typed({name: description[name] for name in INHERITED}))
+        recipe = recipes.changed(recipe, recipes.typed({name: description[name] for name in INHERITED}))
     return recipes.overlaid(recipe, options)
 
 

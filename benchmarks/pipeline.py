@@ -25,7 +25,7 @@ from cgd.retrieval import evaluation  # noqa: E402
 from cgd.system import environment, machine  # noqa: E402
 from cgd.system.environment import mx  # noqa: E402
 
-PREPARATION = evaluation.Preparation((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+PREPROCESSING = evaluation.Preprocessing((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def draw(folder, count, width=500, height=375):
@@ -52,7 +52,7 @@ def forward_rate(net, ctx, batch_size, count):
 
 def end_to_end_rate(net, ctx, batch_size, workers, records):
     start = time.time()
-    evaluation.extract(net, records, PREPARATION, ctx, batch_size, workers, quiet=True)
+    evaluation.extract(net, records, PREPROCESSING, ctx, batch_size, workers, quiet=True)
     return len(records) / (time.time() - start)
 
 

@@ -371,7 +371,7 @@ BAD_TRAININGS = [
     (["--iterations", "many"], "--iterations many: not a whole number"),
     (["--iterations", "-1"], "--iterations -1: expected a number from 0"),
     (["--lr", "nan"], "--lr nan"),
-    (["--lr-steps", "3,x"], "--lr-steps 3,x"),
+    (["--milestones", "3,x"], "--milestones 3,x"),
     (["--smoothing", "2"], "--smoothing 2: expected a number from 0 to 1"),
     (["--dim", "0"], "--dim 0: expected a number from 1"),
     (["--batch-size", "0"], "--batch-size 0"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from cgd.data.matlab import read_structs
 from cgd.system.errors import InputError
 
-MOST_PIXELS = 10**6  # a side beyond this is no picture's: a slipped column or a lost decimal point
+MAX_COORDINATE = 10**6  # a side beyond this is no picture's: a slipped column or a lost decimal point
 EXTRA_COLUMNS = {"view_id", "super_class_id"}  # known columns of other lists, not needed here
 
 _WHOLE = re.compile(r"[0-9]{1,18}")
@@ -134,7 +134,7 @@ def checked_box(box, file, number):
     x, y, w, h = box
     if w < 1 or h < 1:
         raise InputError("{}:{}: a box of no area ({} x {} pixels)".format(file, number, w, h))
-    if x < 0 or y < 0 or max(box) > MOST_PIXELS:
+    if x < 0 or y < 0 or max(box) > MAX_COORDINATE:
         raise InputError("{}:{}: the box {} lies outside of any picture".format(file, number, tuple(box)))
     return x, y, w, h
 
@@ -183,6 +183,6 @@ def _only(values, file, number):
 
 
 def _whole_value(value, file, number):
-    if isinstance(value, (int, float)) and value == value and abs(value) <= MOST_PIXELS:
+    if isinstance(value, (int, float)) and value == value and abs(value) <= MAX_COORDINATE:
         return int(value)
     raise InputError("{}:{}: expected a number, found {!r}".format(file, number, value))

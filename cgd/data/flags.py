@@ -7,7 +7,7 @@ from cgd.data import datasets
 from cgd.system import machine
 from cgd.system.errors import InputError
 
-MOST_WORKERS = 8  # by default: more take memory, and no network here is that fast
+MAX_WORKERS = 8  # by default: more take memory, and no network here is that fast
 
 
 def whole(least):
@@ -52,8 +52,8 @@ def add_data_flags(parser, default, crop_default="crops where there are boxes"):
     add("--recallk", type=ranks, metavar="K,K,...", help="the K of Recall@K (default: the data set's)")
     help_ = "go on without up to N pictures that cannot be read (default: 0)"
     add("--skip-unreadable", type=whole(0), default=0, metavar="N", help=help_)
-    help_ = "processes that decode; 0 for none (default: one a core, {} at most)".format(MOST_WORKERS)
-    add("--num-workers", type=whole(0), default=min(machine.usable_cores(), MOST_WORKERS), metavar="N", help=help_)
+    help_ = "processes that decode; 0 for none (default: one a core, {} at most)".format(MAX_WORKERS)
+    add("--num-workers", type=whole(0), default=min(machine.usable_cores(), MAX_WORKERS), metavar="N", help=help_)
 
 
 def load_dataset(options, name, cropped=True, need_training=True):

@@ -91,7 +91,7 @@ class View:
             return np.zeros((self.size[1], self.size[0], 3), np.uint8), record.identity, str(error)
 
 
-class TestView(View):
+class EvalView(View):
     """index -> picture: cropped to its box and resized to `size` (width, height)."""
 
     def index(self, key):
@@ -104,23 +104,24 @@ class TestView(View):
 class TrainingView(View):
     """(index, seed) -> picture, augmented.
 
-    Cropped to its box and resized to `enlarged` (width, height); of that a random piece of `size`, flipped with
-    probability 1/2. With the probability `straight` it is resized to `size` instead, as later code of the authors'
+    Cropped to its box and resized to `resized` (width, height); of that a random crop of `size`, flipped with
+    probability 1/2. With `direct_resize_prob` it is resized to `size` instead, as later code of the authors'
     group does. What is random is drawn from `seed` alone, so that it is the same whichever process does it.
     """
 
-    def __init__(self, records, size, enlarged, straight=0.0):
+    def __init__(self, records, size, resized, direct_resize_prob=0.0):
         super().__init__(records, size)
-        self.enlarged, self.straight = enlarged, straight
+        self.resized, self.direct_resize_prob = resized, direct_resize_prob
 
     def index(self, key):
         return key[0]
 
     def picture(self, record, key):
         random = np.random.RandomState(key[1])
-        enlarged = self.size if self.straight and random.random_sample() < self.straight else self.enlarged
-        image = resize(_cropped(record), enlarged).asnumpy()
-        x, y = (random.randint(big - small + 1) for big, small in zip(enlarged, self.size))
+        direct = self.direct_resize_prob and random.random_sample() < self.direct_resize_prob
+        resized = self.size if direct else self.resized
+        image = resize(_cropped(record), resized).asnumpy()
+        x, y = (random.randint(big - small + 1) for big, small in zip(resized, self.size))
         image = image[y : y + self.size[1], x : x + self.size[0]]
         return image[:, ::-1] if random.randint(2) else image
 
@@ -133,6 +134,6 @@ def _cropped(record):
         raise InputError("{}: {}".format(record.path, error))
 
 
-def test_batches(count, batch_size):
+def eval_batches(count, batch_size):
     """The indices 0 to count - 1 in order, in lists of `batch_size`; the last may be shorter."""
     return [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]

@@ -16,36 +16,35 @@ END_OF_FEATURE_MAP = (nn.GlobalAvgPool2D, nn.AvgPool2D, nn.Flatten, nn.Dense, nn
 RESNET_PREFIX, OTHER_PREFIX = "resnetv10_", "backbone0_"
 
 
-def convolutions(name, keep_stride=False):
+def convolutions(name, last_stride=1):
     """The part of a network that makes its last map: (N, 3, H, W) -> (N, C, h, w), as a HybridSequential.
 
-    name : a network of Gluon's zoo, or one of OURS
-    keep_stride : leave the last stride of a ResNet, or of one of OURS, as it is. Without it the last map has twice the
-        height and width, as in the released graph; other networks always stay as they are.
+    name : a network of Gluon's zoo, or one of CUSTOM_BACKBONES
+    last_stride : of the last stage of a ResNet, or of one of CUSTOM_BACKBONES. 2 is the network as published; 1, as in
+        the released graph, gives a map of twice the height and width. Other networks always stay as they are.
 
     Raises InputError for an unknown name.
     """
-    if name in OURS:
-        return OURS[name](keep_stride)
+    if name in CUSTOM_BACKBONES:
+        return CUSTOM_BACKBONES[name](last_stride)
     prefix = RESNET_PREFIX if name.startswith("resnet") else OTHER_PREFIX
     try:
         zoo = vision.get_model(name, prefix=prefix)
     except ValueError as error:
         text = " ".join(str(error).split())
-        raise InputError("backbone {!r}: {} {}".format(name, text, " ".join(OURS)))
-    return _until_pooling(zoo.features, remove_stride=name.startswith("resnet") and not keep_stride)
+        raise InputError("backbone {!r}: {} {}".format(name, text, " ".join(CUSTOM_BACKBONES)))
+    return _until_pooling(zoo.features, remove_stride=name.startswith("resnet") and last_stride == 1)
 
 
-def se_resnet50(keep_stride=False):
+def se_resnet50(last_stride=1):
     """ResNet-50 with squeeze and excitation (Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018)."""
     zoo = vision.ResNetV1(SEBottleneck, [3, 4, 6, 3], [64, 256, 512, 1024, 2048], prefix=OTHER_PREFIX)
-    return _until_pooling(zoo.features, remove_stride=not keep_stride)
+    return _until_pooling(zoo.features, remove_stride=last_stride == 1)
 
 
-def bn_inception(keep_stride=False):
+def bn_inception(last_stride=1):
     """Inception with batch normalisation (Ioffe and Szegedy, "Batch Normalization", 2015, Figure 5, as released)."""
     body = nn.HybridSequential(prefix=OTHER_PREFIX)
-    last_stride = 2 if keep_stride else 1
     with body.name_scope():
         body.add(_conv(64, 7, 2), nn.MaxPool2D(3, 2, padding=1))
         body.add(_conv(64, 1), _conv(192, 3), nn.MaxPool2D(3, 2, padding=1))
@@ -63,13 +62,13 @@ def bn_inception(keep_stride=False):
     return body
 
 
-def shufflenet_v2(keep_stride=False):
+def shufflenet_v2(last_stride=1):
     """ShuffleNet V2 1x (Ma et al., "ShuffleNet V2: Practical Guidelines", ECCV 2018, Table 5)."""
     body = nn.HybridSequential(prefix=OTHER_PREFIX)
     with body.name_scope():
         body.add(_conv(24, 3, 2), nn.MaxPool2D(3, 2, padding=1))
         before = 24
-        for channels, units, stride in ((116, 4, 2), (232, 8, 2), (464, 4, 2 if keep_stride else 1)):
+        for channels, units, stride in ((116, 4, 2), (232, 8, 2), (464, 4, last_stride)):
             body.add(ShuffleDown(before, channels, stride))
             for _ in range(units - 1):
                 body.add(ShuffleUnit(channels))
@@ -149,7 +148,7 @@ class Inception(nn.HybridBlock):
         return F.concat(*[way(x) for way in self.ways])
 
 
-OURS = {"se_resnet50": se_resnet50, "bn_inception": bn_inception, "shufflenet_v2": shufflenet_v2}
+CUSTOM_BACKBONES = {"se_resnet50": se_resnet50, "bn_inception": bn_inception, "shufflenet_v2": shufflenet_v2}
 
 
 def _conv(channels, kernel, stride=1):

@@ -20,12 +20,12 @@ RELEASED = {
     "config": "MG",
     "dim": 1536,
     "backbone": "resnet50_v1",
-    "combination": "CGD",
-    "combine": "concat",
+    "architecture": "CGD",
+    "fusion": "concat",
     "gem_p": 3.0,
     "learn_p": False,
     "dense_bias": True,
-    "keep_stride": False,
+    "last_stride": 1,
     "image_width": 224,
     "image_height": 224,
     "mean": [0.485, 0.456, 0.406],
@@ -35,7 +35,7 @@ RELEASED = {
 }
 
 
-MOST_PIXELS = 4096  # a side of the network's input
+MAX_IMAGE_SIDE = 4096  # a side of the network's input
 
 
 class Checkpoint:
@@ -181,13 +181,14 @@ def _read_description(file):
         raise InputError("{}: not JSON ({})".format(file, error))
     if not isinstance(description, dict):
         raise InputError("{}: expected a JSON object".format(file))
+    _rename(description)
     for key, example in RELEASED.items():
         value = description.get(key, example)
         if isinstance(example, float):
             fits = _is_number(value) and value > 0
         else:
             fits = type(value) is type(example) and value != ""
-        if not fits or (key.startswith("image_") and not 1 <= value <= MOST_PIXELS):
+        if not fits or (key.startswith("image_") and not 1 <= value <= MAX_IMAGE_SIDE):
             raise InputError("{}: {} is {!r}; expected something like {!r}".format(file, key, value, example))
         if isinstance(example, list) and not (len(value) == 3 and all(map(_is_number, value))):
             raise InputError("{}: {} is {!r}; expected three numbers".format(file, key, value))
@@ -196,6 +197,15 @@ def _read_description(file):
     if "gem_p" in description:
         description["gem_p"] = float(description["gem_p"])  # so that the network is the same with 3 as with 3.0
     return description
+
+
+def _rename(description):
+    """Translates the keys of checkpoints that were saved before some options were renamed."""
+    for old, new in (("combination", "architecture"), ("combine", "fusion")):
+        if old in description:
+            description[new] = description.pop(old)
+    if "keep_stride" in description:
+        description["last_stride"] = 2 if description.pop("keep_stride") else 1
 
 
 def _is_number(value):

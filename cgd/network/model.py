@@ -33,23 +33,23 @@ class CGD(nn.HybridBlock):
     config : str
         The descriptors in order, as in the paper: "MG", "SMG", ... No letter twice.
     dim : int
-        Length of the embedding; with `combine="concat"` each branch has its equal share of it.
+        Length of the embedding; with `fusion="concat"` each branch has its equal share of it.
     backbone : str
         Any name that `backbones.convolutions` knows.
     classes : int, optional
         Number of training classes, for the training form; 0 for one without the auxiliary classifier.
-    combination : {"CGD", "A", "B"}
+    architecture : {"CGD", "A", "B"}
         The paper's Table 3. "A": each branch has a ranking loss of its own, and they are combined for the test alone.
         "B": the descriptors are combined before one Dense layer for all.
-    combine : {"concat", "sum"}
+    fusion : {"concat", "sum"}
         "concat" joins; "sum" adds branches of full length (the paper's Table 4).
     gem_p, learn_p : float, bool
         GeM's power and whether it is learned.
     dense_bias : bool
         Bias in the branches' Dense layers. The released graph has one; the author says there is none.
-    keep_stride : bool
-        Leave the backbone's last stride as it is. By default it is removed, as in the released graph, so that an input
-        of 224 gives a map of 14 x 14; networks that are no ResNet and not of `backbones.OURS` always stay as they are.
+    last_stride : {1, 2}
+        Stride of the backbone's last stage. 1, as in the released graph, turns an input of 224 into a map of 14 x 14.
+        Networks that are neither a ResNet nor one of `backbones.CUSTOM_BACKBONES` always stay as they are.
 
     Raises InputError for an unknown configuration or backbone, and for a `dim` the branches cannot share.
     """
@@ -60,39 +60,39 @@ class CGD(nn.HybridBlock):
         dim=1536,
         backbone="resnet50_v1",
         classes=None,
-        combination="CGD",
-        combine="concat",
+        architecture="CGD",
+        fusion="concat",
         gem_p=3.0,
         learn_p=False,
         dense_bias=True,
-        keep_stride=False,
+        last_stride=1,
     ):
         super().__init__(prefix=HEAD_PREFIX)
-        check_branches(config, dim, combine, combination)
-        given = locals()
-        self.options = {name: given[name] for name in OPTIONS}
-        self.combination, self.combine = combination, combine
+        check_branches(config, dim, fusion, architecture)
+        values = (config, dim, backbone, architecture, fusion, gem_p, learn_p, dense_bias, last_stride)
+        self.options = dict(zip(OPTIONS, values))
+        self.architecture, self.fusion = architecture, fusion
         self.for_training = classes is not None
-        self.features = convolutions(backbone, keep_stride)
+        self.features = convolutions(backbone, last_stride)
         self.descriptors = nn.HybridSequential(prefix="")
         self.reductions = nn.HybridSequential(prefix="")
-        shares = len(config) if combine == "concat" and combination != "B" else 1
+        shares = len(config) if fusion == "concat" and architecture != "B" else 1
         for position, letter in enumerate(config):
             with self.name_scope():
                 self.descriptors.add(descriptor(letter, gem_p, learn_p))
-                if combination != "B" or position == 0:
+                if architecture != "B" or position == 0:
                     self.reductions.add(_reduction(dim // shares, dense_bias))
         self.classifier = _classifier(classes) if classes else None
 
     def hybrid_forward(self, F, x):
         x = self.features(x)
         pooled = [descriptor(x) for descriptor in self.descriptors]
-        reduced = [_combine(F, pooled, self.combine)] if self.combination == "B" else pooled
+        reduced = [_fuse(F, pooled, self.fusion)] if self.architecture == "B" else pooled
         branches = [_unit(F, reduce(vector)) for reduce, vector in zip(self.reductions, reduced)]
-        embedding = _unit(F, _combine(F, branches, self.combine))
+        embedding = _unit(F, _fuse(F, branches, self.fusion))
         if not self.for_training:
             return embedding
-        ranked = branches if self.combination == "A" else [embedding]
+        ranked = branches if self.architecture == "A" else [embedding]
         return embedding, ranked, [self.classifier(pooled[0])] if self.classifier else []
 
     def embed(self, x):
@@ -120,10 +120,10 @@ def _unit(F, x):
     return F.L2Normalization(x, mode="instance")
 
 
-def _combine(F, branches, combine):
+def _fuse(F, branches, fusion):
     if len(branches) == 1:
         return branches[0]
-    return F.concat(*branches) if combine == "concat" else F.add_n(*branches)
+    return F.concat(*branches) if fusion == "concat" else F.add_n(*branches)
 
 
 def _reduction(dim, bias):

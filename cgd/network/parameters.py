@@ -15,7 +15,7 @@ from cgd.system.errors import InputError
 FILE_MAGIC = 0x112
 ARRAY_MAGIC, OLDER_MAGIC = 0xF993FAC9, 0xF993FAC8  # since MXNet 1.0, and before; older still, there was none
 ITEM_SIZES = {0: 4, 1: 8, 2: 2, 3: 1, 4: 4, 5: 1, 6: 8}  # bytes, by MXNet's number of the data type
-MOST_DIMENSIONS = 8
+MAX_DIMENSIONS = 8
 CPU = struct.pack("<ii", 1, 0)  # a device in a file: MXNet's number of its kind (2 is a GPU), and its own number
 
 
@@ -96,7 +96,7 @@ def _device_and_end(data, at):
     elif magic == OLDER_MAGIC:
         (dimensions,), at = _take("i", data, at)
         size_layout = "q"
-    if storage != 0 or not 1 <= dimensions <= MOST_DIMENSIONS:
+    if storage != 0 or not 1 <= dimensions <= MAX_DIMENSIONS:
         raise ValueError("an array of unknown layout, at byte {}".format(at))
     sizes, at = _take(size_layout * dimensions, data, at)
     device = at

@@ -121,7 +121,7 @@ def jobs_of(options):
 def check(recipe, name, row):
     """Raises InputError for a row that cannot be trained, now and not after a night of other runs."""
     try:
-        check_branches(recipe.config, recipe.dim, recipe.combine, recipe.combination)
+        check_branches(recipe.config, recipe.dim, recipe.fusion, recipe.architecture)
     except InputError as error:
         raise InputError("--table {}, row {}: {}; all runs have the flags after --".format(name, row.name, error))
 
@@ -165,7 +165,7 @@ def show(options):
         recipe, took = job.recipe, job.seconds() if job.state() == "finished" else None
         if took is not None:
             return "took {}".format(duration(took))
-        network = (recipe.backbone, recipe.keep_stride, recipe.image_width, recipe.image_height, recipe.batch_size)
+        network = (recipe.backbone, recipe.last_stride, recipe.image_width, recipe.image_height, recipe.batch_size)
         if network not in measured:
             measured[network] = rates.measure(recipe, device)
         return duration(measured[network].seconds(recipe, tested))

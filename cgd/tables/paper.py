@@ -65,11 +65,11 @@ TABLES = {
     ),
     "3": Table(
         "Table 3: types of combination",
-        rows_of("combination", ("A", "B", "CGD")),
+        rows_of("architecture", ("A", "B", "CGD")),
         (("CGD",), ("B",), ("A",)),
         "How the paper compares type A at test time is not known; here its branches are concatenated.",
     ),
-    "4": Table("Table 4: concatenation and sum", rows_of("combine", ("concat", "sum")), (("concat",), ("sum",))),
+    "4": Table("Table 4: concatenation and sum", rows_of("fusion", ("concat", "sum")), (("concat",), ("sum",))),
     "configurations": Table(
         "The 12 configurations",
         rows_of("config", SINGLES + PAIRS + TRIPLES),

@@ -29,7 +29,7 @@ from cgd.training import recipes
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
-MOST_WORKERS = 8  # loader processes of a run, where several share the cores
+MAX_WORKERS = 8  # loader processes of a run, where several share the cores
 
 # What a row, a seed or a device says; in the flags that all runs share it would be a contradiction.
 NOT_SHARED = "--dataset --resume --output-dir --seed --gpu --gpus --kvstore --pretrained-model".split()
@@ -240,7 +240,7 @@ class Runner:
         # Runs that share cores must not each take all: the threads of those on the CPU wait for one another without
         # sleeping, and each run has loader processes.
         self.threads = max(1, usable_cores() // max(1, sum(gpu < 0 for gpu in gpus)))
-        self.workers = max(1, min(MOST_WORKERS, usable_cores() // len(gpus))) if len(gpus) > 1 else None
+        self.workers = max(1, min(MAX_WORKERS, usable_cores() // len(gpus))) if len(gpus) > 1 else None
         self.processes, self.failed, self.stopping = {}, [], threading.Event()
 
     def run(self):

@@ -10,14 +10,15 @@ from cgd.system import errors
 from cgd.system.errors import InputError
 from cgd.system.files import replacing
 
-COLUMNS = ("lr", "ranking_loss", "classification_loss", "active", "positive", "negative", "gradient_norm", "waiting")
+HARDEST = ("active_triplets", "hardest_positive", "hardest_negative")
+COLUMNS = ("lr", "ranking_loss", "classification_loss", *HARDEST, "gradient_norm", "data_time")
 PANELS = (
     ("ranking loss", ("ranking_loss",)),
     ("classification loss", ("classification_loss",)),
-    ("hardest distances", ("positive", "negative")),
-    ("share of triplets beyond the margin", ("active",)),
+    ("hardest distances", ("hardest_positive", "hardest_negative")),
+    ("share of active triplets", ("active_triplets",)),
     ("norm of the gradients", ("gradient_norm",)),
-    ("share of the time spent waiting", ("waiting",)),
+    ("share of time spent waiting for data", ("data_time",)),
 )
 
 

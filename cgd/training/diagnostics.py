@@ -35,14 +35,12 @@ class Diagnostics:
         recipe = self.recipe
         if not recipe.ranking_weight or recipe.soft_margin:  # without a margin there is nothing to compare with
             return None
-        if any(line["active"] < 0.99 or line["positive"] > recipe.margin / 2 for line in self.lines):
+        if any(line["active_triplets"] < 0.99 or line["hardest_positive"] > recipe.margin / 2 for line in self.lines):
             return None
         return (
             "the triplet loss has collapsed: it is {ranking_loss:.3f}, near its margin {}, and the hardest positives "
-            "and negatives are {positive:.3f} and {negative:.3f} apart. It teaches nothing now. Worth a try: a lower "
-            "--lr, --freeze-batch-norm no, --soft-margin yes, a larger --batch-size".format(
-                recipe.margin, **self.lines[-1]
-            )
+            "and negatives are {hardest_positive:.3f} and {hardest_negative:.3f} apart. Try a lower --lr, "
+            "--freeze-batch-norm no, --soft-margin yes or a larger --batch-size".format(recipe.margin, **self.lines[-1])
         )
 
     def power(self):

@@ -4,9 +4,9 @@ from collections import namedtuple
 
 from cgd.system.environment import mx
 
-# active : share of the anchors whose hardest triplet breaks the margin
-# positive, negative : mean distance to the hardest positive and negative, squared if the loss squares them; (1,) each
-Hardest = namedtuple("Hardest", "active positive negative")
+# active_triplets : share of the anchors whose hardest triplet violates the margin
+# hardest_positive, hardest_negative : mean distances, squared if the loss squares them; (1,) each
+Hardest = namedtuple("Hardest", "active_triplets hardest_positive hardest_negative")
 
 
 def distances(embeddings):

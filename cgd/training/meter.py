@@ -47,7 +47,7 @@ class Meter:
     def take(self):
         """The figures for a log line; the next ones begin here."""
         seconds = time.time() - self.start
-        figures = dict(self.means(), images_per_second=self.images / seconds, waiting=self.waited / seconds)
+        figures = dict(self.means(), images_per_second=self.images / seconds, data_time=self.waited / seconds)
         self.restart()
         return figures
 

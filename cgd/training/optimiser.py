@@ -33,8 +33,8 @@ class Optimiser:
 
     def learning_rate(self, iteration):
         """The rate of the step after so many: the recipe's, times its factor for each step that lies behind."""
-        passed = sum(iteration >= step for step in self.recipe.lr_steps)
-        return self.recipe.lr * self.recipe.lr_factor**passed
+        passed = sum(iteration >= step for step in self.recipe.milestones)
+        return self.recipe.lr * self.recipe.gamma**passed
 
     def step(self, iteration, with_norm=False):
         """One step, after so many: the norm of all gradients over all parameters, if it is asked for, else None.
@@ -64,12 +64,12 @@ class Optimiser:
         self.trainer._init_kvstore()
 
     def _servers_schedule(self, iteration):
-        rate, steps = self.learning_rate(iteration), sorted(step for step in self.recipe.lr_steps if step > iteration)
+        rate, steps = self.learning_rate(iteration), sorted(step for step in self.recipe.milestones if step > iteration)
         ahead = [(step - iteration) * self.workers for step in steps]
         try:
-            return mx.lr_scheduler.MultiFactorScheduler(ahead, self.recipe.lr_factor, rate) if ahead else None
+            return mx.lr_scheduler.MultiFactorScheduler(ahead, self.recipe.gamma, rate) if ahead else None
         except ValueError:
-            raise InputError("--kvstore dist_async: expected an --lr-factor up to 1 and --lr-steps that differ")
+            raise InputError("--kvstore dist_async: expected an --gamma up to 1 and --milestones that differ")
 
     def _norm(self):
         gradients = [p.list_grad()[0] for p in self.trainer._params if p.grad_req != "null"]

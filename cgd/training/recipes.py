@@ -8,50 +8,60 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Tuple
 
+from cgd.network.options import ARCHITECTURES, FUSIONS
 from cgd.system.errors import InputError
 
+METAVARS = {str: "NAME", float: "X", tuple: "N,N,..."}  # of flags, by the type of their field; N for others
 
-def number(default, text, low=0, high=math.inf):
-    """A field with the help text of its flag, and the least and the greatest number that make sense."""
-    return field(default=default, metadata={"help": text, "low": low, "high": high})
+
+def number(default, text, low=0, high=math.inf, choices=None):
+    """A field with the help text of its flag, and its least and greatest value, or the values to choose from."""
+    return field(default=default, metadata={"help": text, "low": low, "high": high, "choices": choices})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The fields, with CUB200's numbers."""
+    """The fields, with CUB200's values as defaults."""
 
-    config: str = number("MG", "descriptors in order, letters of S, M and G; the first feeds the classifier")
-    dim: int = number(1536, "length of the embedding", low=1)
-    backbone: str = number("resnet50_v1", "of Gluon's model zoo, or se_resnet50, bn_inception, shufflenet_v2")
-    combination: str = number("CGD", "CGD, A or B: what is ranked and what is combined (the paper's Table 3)")
-    combine: str = number("concat", "how the branches make one embedding: concat or sum")
-    gem_p: float = number(3.0, "GeM's power, at first", low=1, high=6)
-    learn_p: bool = number(False, "learn GeM's power, between 1 and 6")
-    dense_bias: bool = number(True, "bias in the branches' Dense layers")
-    keep_stride: bool = number(False, "leave the backbone's last stride, for a last map of half the height and width")
-    freeze_batch_norm: bool = number(False, "batch norm of the backbone stays as it was")
+    config: str = number("MG", "descriptors in order, letters of S, M and G; the first one also feeds the classifier")
+    dim: int = number(1536, "dimensions of the embedding", low=1)
+    backbone: str = number("resnet50_v1", "any of Gluon's model zoo, or se_resnet50, bn_inception, shufflenet_v2")
+    architecture: str = number("CGD", "how descriptors are combined (Table 3 of the paper)", choices=ARCHITECTURES)
+    fusion: str = number("concat", "how branches are combined into one embedding", choices=FUSIONS)
+    gem_p: float = number(3.0, "initial power of GeM", low=1, high=6)
+    learn_p: bool = number(False, "learn the power of GeM, between 1 and 6")
+    dense_bias: bool = number(True, "bias in the Dense layers of the branches")
+    last_stride: int = number(1, "stride of the backbone's last stage; 1 doubles the map's sides", choices=(1, 2))
+    freeze_batch_norm: bool = number(False, "keep the backbone's batch norm as it is")
+
     image_width: int = number(224, "width of the network's input", low=1)
     image_height: int = number(224, "height of the network's input", low=1)
-    mean: Tuple[float, ...] = number((0.485, 0.456, 0.406), "of red, green and blue in 0 to 1, as the weights expect")
+    mean: Tuple[float, ...] = number((0.485, 0.456, 0.406), "mean of red, green and blue, in the range 0 to 1")
     std: Tuple[float, ...] = number((0.229, 0.224, 0.225), "standard deviation of the same", low=1e-6)
-    enlarge: float = number(1.125, "training pictures are resized to so many times the input, then cropped", low=1)
-    straight: float = number(0.0, "share of the training pictures that are resized to the input straight", high=1)
-    batch_size: int = number(128, "images a batch", low=1)
+    resize_size: int = number(252, "resize width before the random crop; scales with --image-width", low=1)
+    direct_resize_prob: float = number(0.0, "probability of resizing to the input size, without a crop", high=1)
+
+    batch_size: int = number(128, "images per batch", low=1)
     images_per_identity: int = number(4, "images of each identity in a batch", low=1)
-    iterations: int = number(1500, "batches to train on")
-    lr: float = number(1e-4, "Adam's learning rate")
-    lr_steps: Tuple[int, ...] = number((400, 800), "iterations after which the learning rate falls")
-    lr_factor: float = number(0.1, "what it is multiplied by")
-    backbone_lr: float = number(1.0, "times the learning rate, for the backbone")
+    iterations: int = number(1500, "number of batches to train on")
+    lr: float = number(1e-4, "learning rate of Adam")
+    milestones: Tuple[int, ...] = number((400, 800), "iterations after which the learning rate is multiplied by gamma")
+    gamma: float = number(0.1, "factor of the learning rate at each milestone")
+    backbone_lr_mult: float = number(1.0, "factor of the learning rate for the backbone")
     weight_decay: float = number(0.0, "L2 penalty on all parameters")
-    margin: float = number(0.1, "the triplet loss's margin")
-    soft_margin: bool = number(False, "ln(1 + exp(x)) in the place of the margin's hinge")
+    eval_every: int = number(100, "iterations between evaluations; there is always one at the end", low=1)
+
+    margin: float = number(0.1, "margin of the triplet loss")
+    soft_margin: bool = number(False, "soft margin, ln(1 + exp(x)), instead of the hinge")
     squared: bool = number(False, "squared distances in the triplet loss")
-    ranking_weight: float = number(1.0, "times the ranking loss")
-    classification_weight: float = number(1.0, "times the classification loss; 0 for no classifier")
-    temperature: float = number(0.5, "the logits are divided by it", low=1e-3)
+    ranking_weight: float = number(1.0, "weight of the ranking loss")
+    classification_weight: float = number(1.0, "weight of the classification loss; 0 for no classifier")
+    temperature: float = number(0.5, "temperature that the logits are divided by", low=1e-3)
     smoothing: float = number(0.1, "label smoothing", high=1)
-    eval_every: int = number(100, "iterations between evaluations; there is one at the end in any case", low=1)
+
+
+# The groups of flags in --help: each begins with one of these fields.
+GROUPS = {"config": "network", "image_width": "images", "batch_size": "schedule", "margin": "losses"}
 
 
 def cub200():
@@ -61,7 +71,7 @@ def cub200():
     norm not frozen. The paper, by its readers: MG, 1536 dimensions, margin 0.1, temperature 0.5, smoothing 0.1, both
     losses 1 : 1, batches of 128, crops of 224 from 252, flips, bounding boxes. From later code of the same group: 4
     images of each identity, distances that are not squared. From the released graph: ResNet-50 without its last stride,
-    p = 3 and fixed, bias in the Dense layers. Unknown, and ours: no weight decay, no picture resized straight,
+    p = 3 and fixed, bias in the Dense layers. Unknown, and ours: no weight decay, no image resized without a crop,
     evaluation each 100 iterations.
 
     The authors had a Tesla P40 (24 GB); how long it took is not known. Not run here.
@@ -90,7 +100,7 @@ def sop():
 
     Not run here; no score of this network on this data set is known.
     """
-    return replace(cub200(), config="SG", iterations=9300, lr_steps=(5580, 7440), eval_every=1000)
+    return replace(cub200(), config="SG", iterations=9300, milestones=(5580, 7440), eval_every=1000)
 
 
 def inshop():
@@ -101,7 +111,7 @@ def inshop():
 
     Not run here; no score of this network on this data set is known.
     """
-    return replace(cub200(), config="GS", iterations=4040, lr_steps=(2424, 3232), eval_every=500)
+    return replace(cub200(), config="GS", iterations=4040, milestones=(2424, 3232), eval_every=500)
 
 
 def demo():
@@ -118,10 +128,11 @@ def demo():
         dim=128,
         image_width=48,
         image_height=48,
+        resize_size=54,
         batch_size=96,
         iterations=150,
         lr=3e-3,
-        lr_steps=(100, 135),
+        milestones=(100, 135),
         eval_every=75,
     )
 
@@ -139,24 +150,38 @@ RECIPES = {
 
 
 def add_flags(parser):
-    """Adds a flag for each field, in a group of their own."""
-    group = parser.add_argument_group("the recipe")
+    """Adds a flag for each field, in groups."""
     for item in fields(Recipe):
+        if item.name in GROUPS:
+            group = parser.add_argument_group(GROUPS[item.name])
         help_ = "{} ({})".format(item.metadata["help"], defaults_of(item.name))
-        group.add_argument(flag(item.name), metavar=item.name.rsplit("_", 1)[-1].upper(), help=help_)
+        choices = ("yes", "no") if isinstance(item.default, bool) else item.metadata["choices"]
+        if choices:
+            group.add_argument(flag(item.name), choices=[str(choice) for choice in choices], help=help_)
+        else:
+            group.add_argument(flag(item.name), metavar=METAVARS.get(type(item.default), "N"), help=help_)
 
 
 def overlaid(recipe, options):
     """The recipe with the flags that were given. Raises InputError for a value that does not fit."""
+    values = {}
     for name in Recipe.__dataclass_fields__:
         text = getattr(options, name)
         if text is None:
             continue
         try:
-            recipe = replace(recipe, **{name: parse(name, text)})
+            values[name] = parse(name, text)
         except ValueError as error:
             raise InputError("{} {}: {}".format(flag(name), text, error))
-    return recipe
+    return changed(recipe, values)
+
+
+def changed(recipe, values):
+    """The recipe with these values of fields. `resize_size` scales with a new image width, unless it is one of them."""
+    if "image_width" in values and "resize_size" not in values:
+        scaled = round(recipe.resize_size * values["image_width"] / recipe.image_width)
+        values = dict(values, resize_size=scaled)
+    return replace(recipe, **values)
 
 
 def typed(values):
@@ -167,14 +192,18 @@ def typed(values):
     }
 
 
+class OlderRecipe(ValueError):
+    """The recipe of a run that was begun before some fields were renamed."""
+
+
 def from_record(record):
     """The recipe from the JSON of its fields; a field that an older run lacks has its default.
 
-    Raises TypeError or ValueError for anything else.
+    Raises OlderRecipe if there are fields that a recipe does not have, and TypeError or ValueError for anything else.
     """
     unknown = set(record) - set(Recipe.__dataclass_fields__)
     if unknown:
-        raise ValueError("unknown fields: {}".format(", ".join(sorted(unknown))))
+        raise OlderRecipe(", ".join(sorted(unknown)))
     return Recipe(**typed(record))
 
 
@@ -197,8 +226,6 @@ def parse(name, text):
     if isinstance(default, str):
         return text
     if isinstance(default, bool):
-        if text not in ("yes", "no"):
-            raise ValueError("expected yes or no")
         return text == "yes"
     kind = type(default[0] if isinstance(default, tuple) else default)
     bounds = Recipe.__dataclass_fields__[name].metadata

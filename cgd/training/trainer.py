@@ -34,12 +34,16 @@ Loaders = namedtuple("Loaders", "training evaluator")
 def loaders(dataset, recipe, num_workers=0, eval_batch_size=32, unreadable=None):
     """The loaders of a run. Their processes are forked here: before the network is built and the GPU is used."""
     size = (recipe.image_width, recipe.image_height)
-    enlarged = tuple(round(side * recipe.enlarge) for side in size)
-    view = images.TrainingView(dataset.train, size, enlarged, recipe.straight)
-    preparation = evaluation.Preparation(size, recipe.mean, recipe.std)
+    resized = (recipe.resize_size, round(recipe.resize_size * recipe.image_height / recipe.image_width))
+    if recipe.resize_size < recipe.image_width:
+        raise InputError(
+            "--resize-size {}: expected --image-width {} or more".format(recipe.resize_size, recipe.image_width)
+        )
+    view = images.TrainingView(dataset.train, size, resized, recipe.direct_resize_prob)
+    preprocessing = evaluation.Preprocessing(size, recipe.mean, recipe.std)
     return Loaders(
         Loader(view, recipe.batch_size, num_workers, unreadable),
-        evaluation.Evaluator(dataset, preparation, eval_batch_size, num_workers, unreadable),
+        evaluation.Evaluator(dataset, preprocessing, eval_batch_size, num_workers, unreadable),
     )
 
 
@@ -84,7 +88,7 @@ class Trainer:
         if recipe.freeze_batch_norm:
             net.freeze_batch_norm()
         for parameter in net.features.collect_params().values():
-            parameter.lr_mult = recipe.backbone_lr
+            parameter.lr_mult = recipe.backbone_lr_mult
         self.objective = Objective(net, recipe, devices)
         self.optimiser = Optimiser(net.collect_params(), recipe, store)
         self.diagnostics = Diagnostics(recipe, lambda text: tqdm.write(text, file=sys.stderr))

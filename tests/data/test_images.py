@@ -29,7 +29,7 @@ def released_view(record, size):
 @pytest.mark.parametrize("size", [(32, 32), (40, 24)])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_test_view_is_the_released_one_to_the_bit(records, size, workers):
-    batches = Loader(images.TestView(records, size), 2, workers).batches(images.test_batches(len(records), 2))
+    batches = Loader(images.EvalView(records, size), 2, workers).batches(images.eval_batches(len(records), 2))
     ours, identities = zip(*[(images.normalise(p, MEAN, STD).asnumpy(), labels) for p, labels, _ in batches])
     assert [len(batch) for batch in ours] == [2, 2, 1]
     assert np.concatenate(identities).tolist() == [0, 1, 0, 1, 0]
@@ -79,7 +79,7 @@ def test_augmentation_is_every_crop_and_flip_of_the_enlarged_picture(records):
 def test_a_share_of_the_pictures_is_resized_straight(records, straight, expected):
     """Then it is the test's view, or its mirror image."""
     view = images.TrainingView(records, (16, 16), (40, 40), straight)
-    plain = images.TestView(records, (16, 16))[3][0]
+    plain = images.EvalView(records, (16, 16))[3][0]
     seen = [view[(3, seed)][0] for seed in range(100)]
     found = [any((picture == way).all() for way in (plain, plain[:, ::-1])) for picture in seen]
     assert abs(np.mean(found) - expected) < (0.15 if 0 < expected < 1 else 1e-9)
@@ -199,4 +199,4 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path):
 def test_a_box_outside_its_picture_is_named(records):
     record = records[0]._replace(box=(100, 0, 5, 5))
     with pytest.raises(InputError, match="0.jpg.*outside"):
-        one_batch(images.TestView([record], (16, 16)), [0])
+        one_batch(images.EvalView([record], (16, 16)), [0])

@@ -29,7 +29,7 @@ def with_two_broken(records, tmp_path):
 
 
 def load(records, workers, unreadable=None):
-    batches = Loader(images.TestView(records, (16, 16)), 3, workers, unreadable).batches(images.test_batches(7, 3))
+    batches = Loader(images.EvalView(records, (16, 16)), 3, workers, unreadable).batches(images.eval_batches(7, 3))
     pictures, identities, readable = zip(*[(p.asnumpy(), labels, whole) for p, labels, whole in batches])
     return np.concatenate(pictures), np.concatenate(identities), np.concatenate(readable)
 
@@ -48,7 +48,7 @@ def test_so_many_unreadable_pictures_are_tolerated_and_told_once(with_two_broken
     pictures, identities, readable = load(with_two_broken, workers, unreadable)
     assert readable.tolist() == [True, True, True, False, True, False, True]
     good = [record for record, whole in zip(with_two_broken, readable) if whole]
-    alone = images.TestView(good, (16, 16))
+    alone = images.EvalView(good, (16, 16))
     np.testing.assert_array_equal(pictures[readable], np.stack([alone[index][0] for index in range(5)]))
     assert identities.tolist() == [record.identity for record in with_two_broken]
     load(with_two_broken, workers, unreadable)
@@ -134,7 +134,7 @@ def test_processes_do_not_outlive_a_killed_parent(records):
         "from cgd.data import images\n"
         "from cgd.data.datasets import Record\n"
         "from cgd.data.loader import Loader\n"
-        "view = images.TestView([Record(sys.argv[1], 0, None, 1)], (16, 16))\n"
+        "view = images.EvalView([Record(sys.argv[1], 0, None, 1)], (16, 16))\n"
         "batches = [Loader(view, 1, 2).batches([[0]] * 100) for _ in range(2)]\n"
         "[next(each) for each in batches for _ in range(2)]\n"
         "print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
@@ -158,7 +158,7 @@ def test_a_containers_small_shared_memory_is_enough(records):
         "from cgd.data.datasets import Record\n"
         "from cgd.data.loader import Loader\n"
         "assert os.statvfs('/dev/shm').f_blocks * os.statvfs('/dev/shm').f_frsize == 2**20\n"
-        "view = images.TestView([Record(sys.argv[1], 0, None, 1)], (224, 224))\n"
+        "view = images.EvalView([Record(sys.argv[1], 0, None, 1)], (224, 224))\n"
         "print(sum(len(pictures) for pictures, _, _ in Loader(view, 128, 2).batches([[0] * 128] * 6)))\n"
     )
     words = [*isolated, mount + 'exec "$0" "$@"', sys.executable, "-c", script, records[0].path]
@@ -179,6 +179,6 @@ def test_processes_end_with_their_loader(end):
 def test_a_script_that_leaves_a_loader_open_ends():
     """Python's own way out waits for child processes."""
     script = "from cgd.data import images, loader\n"
-    script += "kept = loader.Loader(images.TestView([], (4, 4)), 1, 2)\nprint('done')\n"
+    script += "kept = loader.Loader(images.EvalView([], (4, 4)), 1, 2)\nprint('done')\n"
     result = command("-c", script)
     assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr

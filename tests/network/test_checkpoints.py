@@ -95,7 +95,7 @@ def test_the_description_says_what_an_evaluation_needs(saved):
         description = json.load(file)
     assert description["config"] == "MG" and description["dim"] == 12 and description["iteration"] == 7
     assert description["versions"]["mxnet"] == mx.__version__
-    assert set(checkpoints.Checkpoint(saved[1]).description) >= {"mean", "std", "cropped", "dataset", "combine"}
+    assert set(checkpoints.Checkpoint(saved[1]).description) >= {"mean", "std", "cropped", "dataset", "fusion"}
 
 
 def test_a_checkpoint_without_description_has_the_released_models(saved):
@@ -190,6 +190,18 @@ def test_a_description_that_cannot_be_is_named(saved, key, value):
 
 
 @pytest.mark.parametrize("key, value", [("mean", [0, 0, 0]), ("std", [1, 1, 0.5]), ("gem_p", 3)])
+def test_a_description_with_the_options_old_names_is_understood(saved):
+    with open(saved[1] + ".json") as file:
+        description = json.load(file)
+    for name in ("architecture", "fusion", "last_stride"):
+        del description[name]
+    with open(saved[1] + ".json", "w") as file:
+        json.dump(dict(description, combination="B", combine="sum", keep_stride=True), file)
+    found = checkpoints.Checkpoint(saved[1]).description
+    assert (found["architecture"], found["fusion"], found["last_stride"]) == ("B", "sum", 2)
+    assert not {"combination", "combine", "keep_stride"} & set(found)
+
+
 def test_whole_numbers_are_numbers_too(saved, key, value):
     with open(saved[1] + ".json") as file:
         description = dict(json.load(file), **{key: value})

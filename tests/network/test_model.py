@@ -107,9 +107,9 @@ def test_cub_training_network_has_the_papers_size():
 
 
 @pytest.mark.parametrize("config", PAPER_CONFIGS)
-@pytest.mark.parametrize("combine", ["concat", "sum"])
-def test_every_configuration_gives_unit_vectors(config, combine):
-    net = small(config, combine=combine)
+@pytest.mark.parametrize("fusion", ["concat", "sum"])
+def test_every_configuration_gives_unit_vectors(config, fusion):
+    net = small(config, fusion=fusion)
     net.initialize()
     embedding = net(random_pictures()).asnumpy()
     assert embedding.shape == (2, 12)
@@ -144,31 +144,31 @@ def test_the_embedding_is_what_the_definition_says():
     np.testing.assert_allclose(logits.asnumpy(), expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("combine", ["concat", "sum"])
-def test_type_a_ranks_each_branch_and_combines_them_for_the_test(combine):
-    net, pictures = trained_form(classes=5, combination="A", combine=combine), random_pictures()
+@pytest.mark.parametrize("fusion", ["concat", "sum"])
+def test_type_a_ranks_each_branch_and_combines_them_for_the_test(fusion):
+    net, pictures = trained_form(classes=5, architecture="A", fusion=fusion), random_pictures()
     embedding, ranked, _ = net(pictures)
     branches = [unit(dense(*pair)) for pair in zip(pooled_by_hand(net, pictures), net.reductions)]
     for found, expected in itertools.zip_longest(ranked, branches):
         np.testing.assert_allclose(found.asnumpy(), expected, atol=1e-5)
-    combined = sum(branches) if combine == "sum" else np.concatenate(branches, axis=1)
+    combined = sum(branches) if fusion == "sum" else np.concatenate(branches, axis=1)
     np.testing.assert_allclose(embedding.asnumpy(), unit(combined), atol=1e-5)
 
 
-@pytest.mark.parametrize("combine", ["concat", "sum"])
-def test_type_b_combines_before_its_one_dense_layer(combine):
-    net, pictures = trained_form(classes=5, combination="B", combine=combine, dim=10), random_pictures()
+@pytest.mark.parametrize("fusion", ["concat", "sum"])
+def test_type_b_combines_before_its_one_dense_layer(fusion):
+    net, pictures = trained_form(classes=5, architecture="B", fusion=fusion, dim=10), random_pictures()
     embedding, ranked, _ = net(pictures)
     pooled = pooled_by_hand(net, pictures)
-    combined = sum(pooled) if combine == "sum" else np.concatenate(pooled, axis=1)
+    combined = sum(pooled) if fusion == "sum" else np.concatenate(pooled, axis=1)
     (layer,) = net.reductions
     np.testing.assert_allclose(embedding.asnumpy(), unit(dense(combined, layer)), atol=1e-5)
     np.testing.assert_array_equal(ranked[0].asnumpy(), embedding.asnumpy())
 
 
-@pytest.mark.parametrize("combination", ["CGD", "A", "B"])
-def test_the_training_form_without_a_classifier_has_no_logits(combination):
-    net = trained_form(classes=0, combination=combination)
+@pytest.mark.parametrize("architecture", ["CGD", "A", "B"])
+def test_the_training_form_without_a_classifier_has_no_logits(architecture):
+    net = trained_form(classes=0, architecture=architecture)
     assert net(random_pictures())[2] == [] and net.embed(random_pictures()).shape == (2, 12)
 
 
@@ -234,8 +234,8 @@ BACKBONES = {"se_resnet50": (2048, 28.1), "bn_inception": (1024, 11.3), "shuffle
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_backbone_of_ours_has_its_size_and_its_stride(name):
     channels, millions = BACKBONES[name]
-    for keep_stride, side in ((True, 4), (False, 8)):
-        features = backbones.convolutions(name, keep_stride)
+    for last_stride, side in ((2, 4), (1, 8)):
+        features = backbones.convolutions(name, last_stride)
         features.initialize()
         assert features(random_pictures(1, side=128)).shape == (1, channels, side, side)
     trained = sum(int(np.prod(p.shape)) for p in features.collect_params().values() if p.grad_req != "null")
@@ -281,7 +281,7 @@ def unit(x):
 
 
 def test_the_sum_adds_the_branches():
-    net = small("SM", combine="sum")
+    net = small("SM", fusion="sum")
     net.initialize(mx.init.Normal(0.1))
     pictures = random_pictures()
     embedding = net(pictures).asnumpy()
@@ -335,8 +335,8 @@ def test_gem_learns_p_only_when_asked(learn_p):
 
 def test_removing_the_stride_doubles_the_map():
     shapes = []
-    for keep_stride in (False, True):
-        features = backbones.convolutions("resnet50_v1", keep_stride)
+    for last_stride in (1, 2):
+        features = backbones.convolutions("resnet50_v1", last_stride)
         features.initialize()
         shapes.append(features(mx.nd.zeros((1, 3, 224, 224))).shape)
     assert shapes == [(1, 2048, 14, 14), (1, 2048, 7, 7)]
@@ -406,7 +406,7 @@ def backbone_file(tmp_path, change=None, whole=True):
 @pytest.mark.parametrize("whole", [True, False])
 def test_backbone_weights_load_from_the_zoos_file(tmp_path, whole):
     file, zoo = backbone_file(tmp_path, whole=whole)
-    features = backbones.convolutions("resnet18_v1", keep_stride=True)
+    features = backbones.convolutions("resnet18_v1", last_stride=2)
     weights.load_backbone(features, file)
     pictures = random_pictures()
     expected = pictures

@@ -11,7 +11,7 @@ from test_trainer import make
 
 from cgd.training import cluster
 
-CHANGES = {"iterations": 4, "lr_steps": (2,), "backbone_lr": 0.5, "eval_every": 100, "learn_p": True}
+CHANGES = {"iterations": 4, "milestones": (2,), "backbone_lr_mult": 0.5, "eval_every": 100, "learn_p": True}
 CHANGES["weight_decay"] = 0.1  # without it Adam does not tell the sum of gradients from their mean
 
 

@@ -118,7 +118,7 @@ def test_the_servers_schedule_counts_the_steps_of_all_workers(begun):
     class Store:
         num_workers, type = 3, "dist_async"
 
-    recipe = recipes.replace(recipes.RECIPES["cub200"], lr_steps=(5, 3, 8))
+    recipe = recipes.replace(recipes.RECIPES["cub200"], milestones=(5, 3, 8))
     parameters = mx.gluon.ParameterDict()
     parameters.get("weight", shape=(1,)).initialize()
     optimiser = Optimiser(parameters, recipe, Store())

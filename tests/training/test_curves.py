@@ -69,7 +69,10 @@ def told(lines, **changes):
     return texts
 
 
-COLLAPSED = [line(n, active=1.0, ranking_loss=0.102, positive=0.008, negative=0.006) for n in range(10, 60, 10)]
+COLLAPSED = [
+    line(n, active_triplets=1.0, ranking_loss=0.102, hardest_positive=0.008, hardest_negative=0.006)
+    for n in range(10, 60, 10)
+]
 
 
 def test_a_collapse_is_told_once():
@@ -80,8 +83,8 @@ def test_a_collapse_is_told_once():
 @pytest.mark.parametrize(
     "figures, changes",
     [
-        ({"positive": 0.9, "negative": 0.8}, {}),  # hard, but far apart: the beginning of any run
-        ({"active": 0.4}, {}),  # learned: most triplets keep the margin
+        ({"hardest_positive": 0.9, "hardest_negative": 0.8}, {}),  # hard, but far apart: the beginning of any run
+        ({"active_triplets": 0.4}, {}),  # learned: most triplets keep the margin
         ({}, {"soft_margin": True}),
         ({}, {"ranking_weight": 0.0}),
         ({}, {"margin": 0.01}),

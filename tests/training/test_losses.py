@@ -68,11 +68,11 @@ def test_what_is_told_of_the_hardest_triplets():
     """On a line, by hand: positives 1, 1, 4, 4 away, negatives 2, 1, 1, 5 away."""
     embeddings, identities = mx.nd.array([[0], [1], [2], [6]]), mx.nd.array([0, 0, 1, 1])
     _, facts = losses.batch_hard_triplet(embeddings, identities, margin=0.5)
-    assert facts.positive.asscalar() == pytest.approx((1 + 1 + 4 + 4) / 4)
-    assert facts.negative.asscalar() == pytest.approx((2 + 1 + 1 + 5) / 4)
-    assert facts.active.asscalar() == pytest.approx(2 / 4)  # the second, by its margin, and the third
+    assert facts.hardest_positive.asscalar() == pytest.approx((1 + 1 + 4 + 4) / 4)
+    assert facts.hardest_negative.asscalar() == pytest.approx((2 + 1 + 1 + 5) / 4)
+    assert facts.active_triplets.asscalar() == pytest.approx(2 / 4)  # the second, by its margin, and the third
     _, facts = losses.batch_hard_triplet(embeddings, identities, margin=0.5, squared=True)
-    assert facts.positive.asscalar() == pytest.approx((1 + 1 + 16 + 16) / 4)
+    assert facts.hardest_positive.asscalar() == pytest.approx((1 + 1 + 16 + 16) / 4)
 
 
 def test_the_miner_on_a_line():

@@ -20,7 +20,7 @@ from cgd.training import state
 from conftest import ROOT, command, command_here, wait_until
 
 RUN = "--from-scratch --batch-size 8 --images-per-identity 2 --image-width 32 --image-height 32 --dim 16 --gpu -1"
-RUN += " --iterations 23 --eval-every 8 --save-every 3 --recallk 1 --learn-p yes --lr-steps 7 --seed 3"
+RUN += " --iterations 23 --eval-every 8 --save-every 3 --recallk 1 --learn-p yes --milestones 7 --seed 3"
 
 
 def words(small_demo, folder):
@@ -60,7 +60,7 @@ def assert_the_same(folder, whole):
 
 def log_of(folder):
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{name: line[name] for name in line if name not in ("images_per_second", "waiting")} for line in lines]
+    return [{name: line[name] for name in line if name not in ("images_per_second", "data_time")} for line in lines]
 
 
 def test_a_run_killed_several_times_ends_like_one_that_was_not(small_demo, whole, tmp_path):
@@ -170,6 +170,14 @@ def test_a_resumed_run_needs_no_weights_and_takes_the_newer_device(small_demo, t
     result = command_here(monkeypatch, capfd, *again, "--gpu", -1, "--num-workers", 0)
     assert result.returncode in (0, None), result.stderr
     assert "from iteration 2" in result.stdout and "(iteration 3, " in result.stdout
+
+
+def test_a_run_of_an_older_version_is_refused_with_what_to_do(copy, monkeypatch, capfd):
+    record = json.loads(Path(copy, "arguments.json").read_text())
+    record["recipe"]["lr_steps"] = record["recipe"].pop("milestones")
+    Path(copy, "arguments.json").write_text(json.dumps(record))
+    result = command_here(monkeypatch, capfd, "train.py", "--resume", copy)
+    assert result.returncode == 2 and "--pretrained-model {}/last".format(copy) in result.stderr
 
 
 def test_bad_folders_and_broken_states_are_one_line(whole, tmp_path):

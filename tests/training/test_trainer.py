@@ -26,7 +26,7 @@ RECIPE = recipes.replace(
     batch_size=8,
     images_per_identity=2,
     iterations=4,
-    lr_steps=(2, 3),
+    milestones=(2, 3),
     eval_every=2,
 )
 SIZE = (32, 32)
@@ -46,7 +46,7 @@ def lines(folder):
 
 
 def test_it_overfits_two_batches(small_demo, tmp_path):
-    run = make(small_demo, tmp_path, lr_steps=(), lr=1e-3)
+    run = make(small_demo, tmp_path, milestones=(), lr=1e-3)
     view = images.TrainingView(run.dataset.train, SIZE, SIZE)
     batches = [one_batch(view, run.sampler.batch(number)) for number in (0, 1)]
     first = [run.step(*batch) for batch in batches]
@@ -74,8 +74,10 @@ def test_a_run_keeps_its_schedule_its_log_and_its_checkpoints(small_demo, tmp_pa
     assert list(looks[-1]["recall"].values()) == last
     assert best[0] == max(line["recall"]["1"] for line in looks)
     for line in steps:
-        assert line["images_per_second"] > 0 and 0 <= line["waiting"] <= 1 and line["gradient_norm"] > 0
-        assert 0 <= line["active"] <= 1 and 0 < line["negative"] < 2 and 0 < line["positive"] < 2
+        assert line["images_per_second"] > 0 and 0 <= line["data_time"] <= 1 and line["gradient_norm"] > 0
+        assert (
+            0 <= line["active_triplets"] <= 1 and 0 < line["hardest_negative"] < 2 and 0 < line["hardest_positive"] < 2
+        )
     kept = checkpoints.Checkpoint(tmp_path / "best").description
     assert kept["iteration"] == iteration and kept["recall"]["1"] == best[0]
     kept = checkpoints.Checkpoint(tmp_path / "last").description
@@ -90,7 +92,7 @@ def test_no_iterations_is_an_evaluation_of_the_start(small_demo, tmp_path):
 
 
 def test_the_rate_of_the_released_schedule(small_demo, tmp_path):
-    run = make(small_demo, tmp_path, lr=1e-4, lr_steps=(400, 800))
+    run = make(small_demo, tmp_path, lr=1e-4, milestones=(400, 800))
     rates = {}
     for run.iteration in (0, 399, 400, 799, 800, 1499):
         rates[run.iteration] = run.optimiser.learning_rate(run.iteration)
@@ -280,12 +282,12 @@ def test_an_unreadable_picture_is_left_out_of_its_batch(small_demo, tmp_path, mo
     assert pictures.asnumpy().reshape(23, -1).any(axis=1).all()  # none is the black one
 
 
-@pytest.mark.parametrize("combination", ["CGD", "A"])
-def test_two_devices_are_as_one(small_demo, tmp_path, combination):
+@pytest.mark.parametrize("architecture", ["CGD", "A"])
+def test_two_devices_are_as_one(small_demo, tmp_path, architecture):
     """Losses and all gradients, with batch norm frozen, which sees its own device's share of a batch only."""
     gradients, losses_seen = [], []
     for devices in ([mx.cpu(0)], [mx.cpu(0), mx.cpu(1)]):
-        run = make(small_demo, tmp_path, devices, combination=combination, freeze_batch_norm=True)
+        run = make(small_demo, tmp_path, devices, architecture=architecture, freeze_batch_norm=True)
         head = run.net.classifier[0]
         head._kwargs["use_global_stats"] = True
         view = images.TrainingView(run.dataset.train, SIZE, SIZE)
@@ -328,9 +330,9 @@ def test_the_losses_have_their_weights(small_demo, tmp_path):
 
 def test_the_backbone_has_a_rate_of_its_own(small_demo, tmp_path):
     """Adam's first step is as long as the rate."""
-    _, (backbone, head) = first_gradient(small_demo, tmp_path, backbone_lr=0.1, lr=1e-3, lr_steps=())
+    _, (backbone, head) = first_gradient(small_demo, tmp_path, backbone_lr_mult=0.1, lr=1e-3, milestones=())
     assert backbone == pytest.approx(1e-4, rel=0.05) and head == pytest.approx(1e-3, rel=0.05)
-    _, (backbone, _) = first_gradient(small_demo, tmp_path, backbone_lr=0.0)
+    _, (backbone, _) = first_gradient(small_demo, tmp_path, backbone_lr_mult=0.0)
     assert backbone == 0
 
 
