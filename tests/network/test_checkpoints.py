@@ -190,18 +190,6 @@ def test_a_description_that_cannot_be_is_named(saved, key, value):
 
 
 @pytest.mark.parametrize("key, value", [("mean", [0, 0, 0]), ("std", [1, 1, 0.5]), ("gem_p", 3)])
-def test_a_description_with_the_options_old_names_is_understood(saved):
-    with open(saved[1] + ".json") as file:
-        description = json.load(file)
-    for name in ("architecture", "fusion", "last_stride"):
-        del description[name]
-    with open(saved[1] + ".json", "w") as file:
-        json.dump(dict(description, combination="B", combine="sum", keep_stride=True), file)
-    found = checkpoints.Checkpoint(saved[1]).description
-    assert (found["architecture"], found["fusion"], found["last_stride"]) == ("B", "sum", 2)
-    assert not {"combination", "combine", "keep_stride"} & set(found)
-
-
 def test_whole_numbers_are_numbers_too(saved, key, value):
     with open(saved[1] + ".json") as file:
         description = dict(json.load(file), **{key: value})
@@ -264,3 +252,15 @@ def test_a_full_disk_is_told_and_leaves_the_old_checkpoint(saved, tmp_path, endi
         with pytest.raises(InputError, match="net{}: cannot be written".format(ending)):
             checkpoints.save(net, prefix, {})
     assert before == {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+
+def test_a_description_with_the_options_old_names_is_understood(saved):
+    with open(saved[1] + ".json") as file:
+        description = json.load(file)
+    for name in ("architecture", "fusion", "last_stride"):
+        del description[name]
+    with open(saved[1] + ".json", "w") as file:
+        json.dump(dict(description, combination="B", combine="sum", keep_stride=True), file)
+    found = checkpoints.Checkpoint(saved[1]).description
+    assert (found["architecture"], found["fusion"], found["last_stride"]) == ("B", "sum", 2)
+    assert not {"combination", "combine", "keep_stride"} & set(found)
