@@ -15,7 +15,7 @@ from cgd.network import checkpoints
 from cgd.training import state
 from conftest import ROOT, members_of, running, wait_until
 
-PROGRAM = "import os, signal, sys, time\nfrom cgd import errors\ndef main():\n    {}\nerrors.run(main)\n"
+PROGRAM = "import os, signal, sys, time\nfrom cgd.system import errors\ndef main():\n    {}\nerrors.run(main)\n"
 
 
 def ended(body, **more):

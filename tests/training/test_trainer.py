@@ -261,7 +261,7 @@ def fail_on_arrays(forward):
 
 def test_each_device_has_images_of_every_identity(small_demo, tmp_path):
     run = make(small_demo, tmp_path, [mx.cpu(0), mx.cpu(1)], batch_size=12, images_per_identity=3)
-    identities = [run.identities[index] for index, _ in run.sampler.batch(0)]
+    identities = [run.dataset.train[index].identity for index, _ in run.sampler.batch(0)]
     shares = [identities[part] for part in run.objective.shares()]
     assert [len(share) for share in shares] == [6, 6]
     assert all(len(set(share)) == 4 for share in shares)
