@@ -1,25 +1,25 @@
-"""Evaluates a CGD checkpoint: Recall@K of a data set's test half.
+"""Evaluates a CGD checkpoint: Recall@K on the test split of a data set.
 
     python test.py --pretrained-model=checkpoints/CGD.CUB200.C_concat_MG.ResNet50v.dim1536
     python test.py --pretrained-model=runs/demo-MG-1/best
 
-The flags of the authors' evaluation script keep their names and meanings. What a flag does not say comes from the
-checkpoint's own description (PREFIX.json), and for a checkpoint without one from the released model's: the data
-set, the size of the pictures, and whether they are cropped to their bounding boxes.
+The flags of the authors' evaluation script keep their names and meanings. The defaults of data set, image size and
+cropping come from the checkpoint's description (PREFIX.json), or from the released model if there is none.
 
-Nothing of the training half is needed. A --train-txt serves for the table of classes and images only.
---save-embeddings keeps these arrays, a row for each picture of the test half and of its gallery, read by numpy.load:
+The training split is not needed. --train-txt is used for the table of classes and images only. --save-embeddings
+writes these arrays, with a row for each image of the test split and of its gallery; numpy.load reads them:
 
     embeddings    (N, dim) float32, rows of length 1
-    identities    the classes, renumbered from 0
-    class_ids     the classes, as the data set's files number them
-    class_names   the classes' names, "" where the data set's files have none
-    gallery       true for a picture of the gallery, false for a query
-    image_ids     the pictures, as the data set's files number them
-    boxes         (N, 4) x, y, w, h; 0, 0, 0, 0 for a whole picture
-    paths         the pictures' files
+    identities    classes, renumbered from 0
+    class_ids     classes, as numbered in the data set's files
+    class_names   names of the classes, "" if the data set has none
+    gallery       true for an image of the gallery, false for a query
+    image_ids     images, as numbered in the data set's files
+    boxes         (N, 4) x, y, w, h; 0, 0, 0, 0 for a whole image
+    paths         files of the images
 """
 
+import argparse
 import json
 import sys
 
@@ -33,35 +33,38 @@ from cgd.system.errors import InputError
 
 
 def arguments():
-    parser = errors.Parser(description="Evaluate CGD.")
+    parser = errors.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--pretrained-model", required=True, metavar="PREFIX", help="what stands before -symbol.json")
+    add("--pretrained-model", required=True, metavar="PREFIX", help="the checkpoint: its path up to -symbol.json")
     flags.add_data_flags(parser, "the checkpoint's own, else cub200", "as the checkpoint was trained")
-    add("--image-width", type=flags.whole(1), help="default: the checkpoint's, 224 for the released one")
-    add("--image-height", type=flags.whole(1), help="default: the checkpoint's, 224 for the released one")
-    add("--gpu", type=int, default=0, help="number of the GPU; -1 for the CPU (default: 0)")
-    add("--batch-size", type=flags.whole(1), default=32, help="images a step (default: 32)")
-    add("--save-embeddings", metavar="FILE.npz", help="keep descriptors, class and image ids, names, boxes, paths")
-    add("--results", metavar="FILE.json", help="keep the figures")
+    add("--image-width", type=flags.whole(1), help="default: the checkpoint's; 224 for the released one")
+    add("--image-height", type=flags.whole(1), help="default: the checkpoint's; 224 for the released one")
+    add("--gpu", type=int, default=0, help="GPU number; -1 for the CPU (default: 0)")
+    add("--batch-size", type=flags.whole(1), default=32, help="images per step (default: 32)")
+    add("--save-embeddings", metavar="FILE.npz", help="save descriptors, class and image ids, names, boxes, paths")
+    add("--results", metavar="FILE.json", help="save the recalls and rates")
     options = parser.parse_args()
     if options.save_embeddings and not options.save_embeddings.endswith(".npz"):
-        raise InputError("--save-embeddings {}: expected a name that ends with .npz".format(options.save_embeddings))
+        raise InputError(f"--save-embeddings {options.save_embeddings}: expected a name that ends with .npz")
     for file in filter(None, (options.save_embeddings, options.results)):
         files.must_be_writable(file)
     return options
 
 
 def warn_of_another_crop(cropped, options, description):
-    """Says where pictures are cropped otherwise than those that the network was trained on, or than was meant."""
+    """Warns if images are cropped differently from training, or if given boxes are not used."""
     if cropped != description["cropped"]:
         print(
-            "warning: this network was trained on {} pictures and is tested on {} ones; expect a lower recall".format(
+            "warning: this network was trained on {} images and is tested on {} ones; expect a lower recall".format(
                 *(("cropped", "whole") if description["cropped"] else ("whole", "cropped"))
             ),
             file=sys.stderr,
         )
     elif options.bbox_txt and options.cropped is None and not cropped:
-        print("warning: --bbox-txt is not used: trained on whole pictures; --cropped would crop", file=sys.stderr)
+        print(
+            "warning: --bbox-txt is not used, because the network was trained on whole images; --cropped uses it",
+            file=sys.stderr,
+        )
 
 
 def image_size(options, description):
@@ -85,14 +88,14 @@ def main():
     unreadable = loader.Unreadable(options.skip_unreadable)
     evaluate = evaluation.Evaluator(dataset, preprocessing, options.batch_size, options.num_workers, unreadable)
     ctx = environment.context(options.gpu)
-    with environment.memory_for("try --batch-size {}".format(max(1, options.batch_size // 2))):
+    with environment.memory_for(f"try --batch-size {max(1, options.batch_size // 2)}"):
         result = evaluate(checkpoint.graph(ctx), ctx)
     print(
-        "{:.1f} images/s, search {:.2f} s, {} pictures{}".format(
+        "{:.1f} images/s, search {:.2f} s, {} images{}".format(
             result.images_per_second,
             result.search_seconds,
             "cropped" if cropped else "whole",
-            ", {} left out as unreadable".format(len(unreadable.reasons)) if unreadable.reasons else "",
+            f", {len(unreadable.reasons)} left out as unreadable" if unreadable.reasons else "",
         )
     )
     print(evaluation.report(dataset.ranks, result.recalls))
@@ -104,7 +107,7 @@ def main():
 
 
 def save_embeddings(file, result, classes):
-    """Writes the arrays of all that was described (see the top of this file)."""
+    """Writes the arrays that the top of this file lists."""
     parts = [result.queries, result.gallery] if result.gallery else [result.queries]
     records = [record for part in parts for record in part.records]
     identities = np.concatenate([part.identities for part in parts])

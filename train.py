@@ -1,13 +1,11 @@
-"""Trains CGD: the ranking loss on the embedding plus the classification loss of its first descriptor.
+"""Trains CGD with a ranking loss on the embedding and a classification loss on its first descriptor.
 
     python train.py --dataset demo --from-scratch --gpu -1
-    python train.py --dataset cub200 --config MG
-
+    python train.py --dataset cub200
     python train.py --resume runs/cub200-MG-1
 
-A data set's recipe (cgd/recipes.py) gives the default of every number; a flag overrides it. The run goes into a folder
-of its own: log.jsonl, arguments.json, state.npz for --resume, and the checkpoints `best` (by R@1 on the test half) and
-`last`, for test.py.
+The recipe of the data set (cgd/training/recipes.py) gives the defaults, shown in parentheses. A run has its own folder
+with log.jsonl, arguments.json, state.npz for --resume, and the checkpoints `last` and `best`.
 """
 
 import argparse
@@ -25,12 +23,13 @@ from cgd.system.errors import InputError
 from cgd.system.files import replacing
 from cgd.training import cluster, curves, recipes, state, trainer
 
-KVSTORE = "dist_sync or dist_async: train on several machines, as the variables DMLC_* say (README)"
-TF32 = "let cuDNN round to TF32 on Ampere and Ada: faster, 10 bits instead of 23 (default: full float32)"
-SAVE_EVERY = "iterations between saves of what --resume needs; 0: at evaluations and the end only (default: 10 minutes)"
-RESUME = "resume a run that was stopped; flags for devices, workers, paths and more --iterations may be given with it"
+KVSTORE = "dist_sync or dist_async: train on several machines; DMLC_* set each process's role (docs/distributed.md)"
+TF32 = "allow TF32 on Ampere and Ada: faster, with 10 bits of mantissa instead of 23 (default: full float32)"
+SAVE_EVERY = "iterations between saves of the state; 0: at evaluations and the end only (default: every 10 minutes)"
+EVAL_BATCH_SIZE = "images per step of an evaluation (default: 32)"
+RESUME = "resume a stopped run; flags for devices, workers and paths, and more --iterations, may be given again"
 
-# What a checkpoint to train on from decides: its network, and how its pictures are made ready.
+# What a checkpoint to fine-tune decides: its network and the preprocessing.
 INHERITED = (*OPTIONS, "image_width", "image_height", "mean", "std")
 
 
@@ -39,30 +38,35 @@ def gpus(text):
     try:
         numbers = [int(word) for word in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError("expected numbers, as in 0,1,2,3, found {!r}".format(text))
+        raise argparse.ArgumentTypeError(f"expected numbers, as in 0,1,2,3, found {text!r}")
     if len(set(numbers)) != len(numbers):
-        raise argparse.ArgumentTypeError("expected each number once, found {!r}".format(text))
+        raise argparse.ArgumentTypeError(f"expected each number once, found {text!r}")
     return numbers
 
 
 def arguments(words):
-    parser = errors.Parser(description="Train CGD.")
-    add = parser.add_argument
+    parser = errors.Parser(
+        usage="%(prog)s [flags]", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     flags.add_data_flags(parser, "cub200")
-    help_ = "number of the GPU; several, as in 0,1, share each batch; -1 for the CPU (default: 0)"
-    add("--gpu", "--gpus", type=gpus, default=[0], metavar="N,...", help=help_)
-    start = parser.add_mutually_exclusive_group()
-    start.add_argument("--backbone-params", metavar="FILE", help="ImageNet weights (default: Gluon's model zoo)")
+    group = parser.add_argument_group("initial weights")
+    start = group.add_mutually_exclusive_group()
+    help_ = "ImageNet weights of the backbone (default: from Gluon's model zoo)"
+    start.add_argument("--backbone-params", metavar="FILE", help=help_)
     start.add_argument("--from-scratch", action="store_true", help="random weights")
-    help_ = "train on from this checkpoint: its network, image size, mean and std are the defaults"
+    help_ = "checkpoint to fine-tune; its network, image size, mean and std become the defaults"
     start.add_argument("--pretrained-model", metavar="PREFIX", help=help_)
-    add("--seed", type=int, default=0, help="of the weights, the batches and the augmentation (default: 0)")
-    add("--eval-batch-size", type=flags.whole(1), default=32, metavar="N", help="images a step (default: 32)")
+    add = parser.add_argument_group("devices").add_argument
+    help_ = "GPU number; several, as in 0,1, share each batch; -1 for the CPU (default: 0)"
+    add("--gpu", "--gpus", type=gpus, default=[0], metavar="N,...", help=help_)
     add(environment.TF32_FLAG, action="store_true", help=TF32)
+    add("--eval-batch-size", type=flags.whole(1), default=32, metavar="N", help=EVAL_BATCH_SIZE)
     add("--kvstore", metavar="KIND", help=KVSTORE)
-    add("--save-every", type=flags.whole(0), metavar="N", help=SAVE_EVERY)
+    add = parser.add_argument_group("run").add_argument
+    add("--seed", type=int, default=0, help="seed of initialisation, batches and augmentation (default: 0)")
+    add("--output-dir", metavar="FOLDER", help="folder of the run (default: the next free runs/DATASET-CONFIG-N)")
     add("--resume", metavar="FOLDER", help=RESUME)
-    add("--output-dir", help="the run's folder (default: the next free runs/DATASET-CONFIG-N)")
+    add("--save-every", type=flags.whole(0), metavar="N", help=SAVE_EVERY)
     recipes.add_flags(parser)
     parser.set_defaults(dataset="cub200")
     return parser.parse_args(words)
@@ -76,25 +80,25 @@ def read_record(folder):
         [str(word) for word in record["command"][1:]], recipes.from_record(record["recipe"])
     except recipes.OlderRecipe as error:
         raise InputError(
-            "--resume {}: begun by an older version, whose options had other names ({}); start a new run from its "
-            "weights: --pretrained-model {}/last".format(folder, error, folder)
+            f"--resume {folder}: started by an older version, whose options had other names ({error}); start a new run "
+            f"from its weights: --pretrained-model {folder}/last"
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError("--resume {}: not the folder of a run ({}: {})".format(folder, file.name, error))
+        raise InputError(f"--resume {folder}: not the folder of a run ({file.name}: {error})")
     return record
 
 
 def check_the_same(record, dataset):
-    """Raises InputError where the run to resume had another number of pictures."""
+    """Raises InputError if the resumed run had another number of images."""
     before, now = record.get("data"), json.loads(json.dumps(datasets.counts(dataset)))
     if before not in (None, now):
-        raise InputError("--resume: the run's data had {}, and has {} now".format(before, now))
+        raise InputError(f"--resume: the run's data had {before} classes and images, now {now}")
 
 
 def resumed(words):
-    """The options, the recipe and the record of the run to resume: its own, overlaid by the flags given now.
+    """The options, the recipe and the record of the run to resume: its own, overridden by the flags given now.
 
-    Raises InputError for a flag that would make another run of it.
+    Raises InputError for a flag that would change the experiment.
     """
     given = arguments(words)
     record = read_record(given.resume)
@@ -108,18 +112,18 @@ def resumed(words):
     differ = list(recipes.text_of_changes(recipe, changed))
     fixed = ("dataset", "seed", "cropped", "recallk")
     differ += [name for name in fixed if getattr(before, name) != getattr(options, name)]
-    if options.tf32 and not environment.tf32_allowed():  # too late for it: the libraries are loaded
-        raise InputError("--resume {}: this run was begun with --tf32; give --tf32 again".format(given.resume))
+    if options.tf32 and not environment.tf32_allowed():  # too late: the libraries are loaded
+        raise InputError(f"--resume {given.resume}: this run was started with --tf32; give --tf32 again")
     if differ:
         raise InputError(
-            "--resume {}: {} would make it another run, which --output-dir begins; only --iterations may be "
+            "--resume {}: {} would make it another run; start a new one, with --output-dir. Only --iterations may be "
             "raised".format(given.resume, " and ".join(map(recipes.flag, differ)))
         )
     return options, recipe, record
 
 
 def recipe_of(options):
-    """The data set's recipe, with what a checkpoint to train on from decides, and the flags that were given."""
+    """The data set's recipe, with what a checkpoint to fine-tune decides, and the flags that were given."""
     recipe = recipes.RECIPES[options.dataset]
     if options.pretrained_model:
         description = Checkpoint(options.pretrained_model).description
@@ -128,7 +132,7 @@ def recipe_of(options):
 
 
 def load_weights(net, options, recipe):
-    """The weights to start from: a checkpoint's, random ones, or ImageNet's for the backbone."""
+    """Loads the initial weights: a checkpoint's, ImageNet's for the backbone, or random ones."""
     if options.pretrained_model:
         Checkpoint(options.pretrained_model).load_into(net)
     elif not options.from_scratch:
@@ -136,20 +140,20 @@ def load_weights(net, options, recipe):
 
 
 def run_folder(options, recipe):
-    """The folder for the run. Raises InputError when the one that was asked for holds a run already."""
+    """The folder of the run. Raises InputError if --output-dir holds a run already."""
     if options.resume:
         return Path(options.resume)
     if not options.output_dir:
-        names = (Path("runs/{}-{}-{}".format(options.dataset, recipe.config, n)) for n in range(1, 10**6))
+        names = (Path(f"runs/{options.dataset}-{recipe.config}-{n}") for n in range(1, 10**6))
         return next(name for name in names if not name.exists())
     folder = Path(options.output_dir)
     if (folder / "log.jsonl").exists():
-        raise InputError("--output-dir {}: holds a run already; choose another".format(folder))
+        raise InputError(f"--output-dir {folder}: holds a run already; choose another")
     return folder
 
 
 def new_record(dataset):
-    """What the run was asked to do, and by what it is done."""
+    """The record of a new run: command, data and versions."""
     return {
         "command": sys.argv,
         "data": datasets.counts(dataset),
@@ -160,13 +164,13 @@ def new_record(dataset):
 
 
 def keep_arguments(folder, record, recipe):
-    """Makes the folder and writes the record into it."""
+    """Creates the folder and writes arguments.json."""
     with replacing(folder / "arguments.json") as part:
         part.write_text(json.dumps(dict(record, recipe=asdict(recipe)), indent=1) + "\n")
 
 
 def train(options, recipe, record, store):
-    """The story of a run, on one machine or as one of the store's workers.
+    """A run, on one machine or as one worker of the store.
 
     record : of the run to resume, or None for a new one
     """
@@ -180,16 +184,16 @@ def train(options, recipe, record, store):
     environment.seed_everything(options.seed)
     net = trainer.build(recipe, dataset, devices)
     folder = run_folder(options, recipe)
-    if not (record and (folder / "state.npz").exists()):  # a state has all weights
+    if not (record and (folder / "state.npz").exists()):  # state.npz has all weights
         load_weights(net, options, recipe)
     training = trainer.Trainer(net, dataset, recipe, folder, devices, loaders, options.seed, store)
     if record:
         state.restore(training)
     if training.leads:
         keep_arguments(folder, record or new_record(dataset), recipe)
-        print("run: {}{}".format(folder, ", from iteration {}".format(training.iteration) if record else ""))
+        print("run: {}{}".format(folder, f", from iteration {training.iteration}" if record else ""))
     if store:
-        store._barrier()  # all have read the state before one of them changes it
+        store._barrier()  # all have read the state before the first one writes it
 
     scores = training.run(options.save_every)
     if training.leads:
@@ -199,9 +203,9 @@ def train(options, recipe, record, store):
 def report(scores, folder, recipe, dataset):
     last, best, iteration = scores
     for name, recalls, number in (("last", last, recipe.iterations), ("best", best, iteration)):
-        text = "  ".join("R@{} {:.4f}".format(k, recall) for k, recall in zip(dataset.ranks, recalls))
-        print("{}: {}  (iteration {}, {}/{})".format(name, text, number, folder, name))
-    print("`best` is the best of several looks at the test half, and flatters; compare `last` with others.")
+        text = "  ".join(f"R@{k} {recall:.4f}" for k, recall in zip(dataset.ranks, recalls))
+        print(f"{name}: {text}  (iteration {number}, {folder}/{name})")
+    print("`best` was selected on the test split and is optimistic; compare `last` with other results.")
     curves.tell(folder)
 
 

@@ -30,10 +30,10 @@ class Unreadable:
             return
         self.reasons.add(reason)
         if self.limit == 0:
-            raise InputError("{}; --skip-unreadable N goes on without up to N such pictures".format(reason))
+            raise InputError(f"{reason}; --skip-unreadable N goes on without up to N such pictures")
         if len(self.reasons) > self.limit:
-            raise InputError("{}; more than --skip-unreadable {}".format(reason, self.limit))
-        tqdm.write("left out ({} of {}): {}".format(len(self.reasons), self.limit, reason), file=sys.stderr)
+            raise InputError(f"{reason}; more than --skip-unreadable {self.limit}")
+        tqdm.write(f"left out ({len(self.reasons)} of {self.limit}): {reason}", file=sys.stderr)
 
 
 class Loader:
@@ -135,12 +135,12 @@ class _Worker:
     def _died(self):
         self.process.join(10)
         code = self.process.exitcode
-        cause = "with exit code {}".format(code)
+        cause = f"with exit code {code}"
         if code is not None and code < 0:
-            cause = "by the signal {}".format(signal.Signals(-code).name)
+            cause = f"by the signal {signal.Signals(-code).name}"
         return InputError(
-            "a loader process was ended {}. If memory is short (a container's limit?), a lower --num-workers or "
-            "--batch-size takes less of it; --num-workers 0 does without such processes".format(cause)
+            f"a loader process was ended {cause}. If memory is short (a container's limit?), a lower --num-workers or "
+            "--batch-size takes less of it; --num-workers 0 does without such processes"
         )
 
 

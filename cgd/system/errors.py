@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message):
-        raise InputError("{}; {} --help lists the flags".format(message, self.prog))
+        raise InputError(f"{message}; {self.prog} --help lists the flags")
 
 
 _asked = []  # stops that were asked for: a KeyboardInterrupt alone is lost if it is raised in a destructor
@@ -94,7 +94,7 @@ def _explain(error):
     if isinstance(error, InputError):
         return report(error)
     if isinstance(error, OSError) and error.filename:
-        return report("{}: {}".format(error.filename, error.strerror or error))
+        return report(f"{error.filename}: {error.strerror or error}")
     if isinstance(error, OSError) and _reader_is_gone():
         return READER_GONE
     say("".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip())

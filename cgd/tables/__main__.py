@@ -1,4 +1,4 @@
-"""The paper's tables: which rows they have, the runs that are missing, and what came of them.
+"""Reproduces the paper's tables: lists their rows, runs what is missing, renders the results.
 
     python -m cgd.tables --list --dataset cub200
     python -m cgd.tables --table 1 --dataset cars196 --seeds 3 --gpus 0
@@ -6,8 +6,8 @@
 
     python -m cgd.tables --table 1,2 --name photos --dataset folders --gpus -1 -- --data-dir photos --iterations 300
 
-What stands after -- goes to every train.py of the study. A run that is finished is not done again, a broken one goes
-on, and several of these commands, on machines that share a file system too, share the work.
+Flags after -- are passed to every train.py of the study. Finished runs are skipped, interrupted ones resumed. Several
+of these commands share the work, also on several machines with a common file system.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def gpus(text):
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError("expected numbers, as in 0,1, found {!r}".format(text))
+        raise argparse.ArgumentTypeError(f"expected numbers, as in 0,1, found {text!r}")
 
 
 def arguments(words):
@@ -36,10 +36,10 @@ def arguments(words):
         prog="python -m cgd.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    help_ = "show tables, rows, the data they need and the time they take here: estimated, or measured if finished"
+    help_ = "list tables, rows, their data, and the time of each run: estimated, or measured if finished"
     add("--list", action="store_true", help=help_)
-    add("--table", metavar="NAME,...", help="the tables to run or show: {}, or all".format(", ".join(paper.TABLES)))
-    add("--dataset", choices=list(datasets.SOURCES), help="default: cub200; main: each of the paper's four")
+    add("--table", metavar="NAME,...", help="tables to run or list: {}, or all".format(", ".join(paper.TABLES)))
+    add("--dataset", choices=list(datasets.SOURCES), help="default: cub200; for main: each of the paper's four")
     add(
         "--seeds",
         type=flags.whole(1),
@@ -48,36 +48,36 @@ def arguments(words):
         help="runs of each row, with seeds 0 to N-1 (default: 1)",
     )
     help_ = (
-        "one run at a time on each; -1 for the CPU, --gpus=-1,-1 for two runs on it; several runs share the cores, "
-        "unless --num-workers stands after -- (default: 0)"
+        "one run at a time on each; -1 for the CPU, --gpus=-1,-1 for two runs on it; parallel runs share the "
+        "cores, unless --num-workers is given after -- (default: 0)"
     )
     add("--gpus", type=gpus, default=[0], metavar="N,N,...", help=help_)
-    add("--dry-run", action="store_true", help="print the commands that would be run")
-    add("--render", action="store_true", help="write the tables of what is finished, as Markdown and JSON")
-    add("--plot", action="store_true", help="draw configurations and lengths of the descriptor (matplotlib)")
-    add("--results", type=Path, metavar="DIR", help="where to write those (default: the study's folder)")
+    add("--dry-run", action="store_true", help="print the commands instead of running them")
+    add("--render", action="store_true", help="write tables of the finished runs, as Markdown and JSON")
+    add("--plot", action="store_true", help="plot configurations and descriptor dimensions (needs matplotlib)")
+    add("--results", type=Path, metavar="DIR", help="output folder of --render and --plot (default: the study's)")
     add(
         "--readme",
         type=Path,
         metavar="FILE",
-        help="with --render: fill in the study's results there, between its marks",
+        help="with --render: insert the digest there, between the study's markers",
     )
-    add("--name", help="of the study, for runs with flags of your own (default: the data set's)")
+    add("--name", help="name of the study, for runs with your own flags (default: the data set's)")
     add(
         "--output-dir",
         type=Path,
         default=Path("runs/tables"),
         metavar="DIR",
-        help="of all studies (default: %(default)s)",
+        help="folder of all studies (default: %(default)s)",
     )
-    add("--weights", type=Path, metavar="DIR", help="folder with BACKBONE.params, ImageNet weights for each backbone")
+    add("--weights", type=Path, metavar="DIR", help="folder with the ImageNet weights BACKBONE.params")
     options = parser.parse_args(words)
     options.shared = shared
     return options
 
 
 def names_of(options):
-    """The tables that were asked for, or all."""
+    """The requested tables, or all."""
     if options.table in (None, "all"):
         return list(paper.TABLES)
     names = options.table.split(",")
@@ -88,7 +88,7 @@ def names_of(options):
 
 
 def studies_of(options, names):
-    """[(study, names of its tables)]. Where no data set is named, the main table is of the paper's four."""
+    """[(study, names of its tables)]. Without a data set the main table covers the paper's four."""
     if options.name or options.dataset:
         folder = options.output_dir / (options.name or options.dataset)
         return [(runs.open_study(folder, options.dataset, options.shared), names)]
@@ -101,14 +101,14 @@ def studies_of(options, names):
 
 
 def jobs_of(options):
-    """The runs that were asked for, each once: all rows with seed 0, then all with seed 1."""
+    """The requested runs, each once: all rows with seed 0, then all with seed 1."""
     jobs = {}
     for study, names in studies_of(options, names_of(options)):
         for seed in range(options.seeds):
             for name in names:
                 rows = study.rows(paper.TABLES[name])
                 if not rows and options.table != "all":
-                    raise InputError("--table {}: compares crops, and {} has no boxes".format(name, study.dataset))
+                    raise InputError(f"--table {name}: compares crops, and {study.dataset} has no boxes")
                 for row in rows:
                     job = with_weights(study.job(row, seed), options.weights)
                     check(job.recipe, name, row)
@@ -119,29 +119,30 @@ def jobs_of(options):
 
 
 def check(recipe, name, row):
-    """Raises InputError for a row that cannot be trained, now and not after a night of other runs."""
+    """Raises InputError for a row that cannot be trained, before any run is started."""
     try:
         check_branches(recipe.config, recipe.dim, recipe.fusion, recipe.architecture)
     except InputError as error:
-        raise InputError("--table {}, row {}: {}; all runs have the flags after --".format(name, row.name, error))
+        raise InputError(f"--table {name}, row {row.name}: {error}; check the flags after --")
 
 
 def with_weights(job, folder):
-    """The same job, told where the ImageNet weights of its backbone are."""
+    """The job, with the ImageNet weights of its backbone from `folder`."""
     if not folder:
         return job
     file = folder / (job.recipe.backbone + ".params")
     if not file.exists():
-        raise InputError("--weights {}: expected {} there".format(folder, file.name))
-    return job._replace(flags=job.flags + ("--backbone-params", str(file)))
+        raise InputError(f"--weights {folder}: expected {file.name} there")
+    given = [flag for flag in job.flags if flag != "--from-scratch"]  # the demo set's default
+    return job._replace(flags=(*given, "--backbone-params", str(file)))
 
 
 def run(options):
-    """Runs what is missing, or prints what that would be."""
+    """Runs what is missing, or prints the commands."""
     jobs = jobs_of(options)
     runner = runs.Runner(jobs, options.gpus)
     states = [job.state() for job in jobs]
-    counts = ["{} {}".format(states.count(state), state) for state in ("finished", "begun", "missing")]
+    counts = [f"{states.count(state)} {state}" for state in ("finished", "begun", "missing")]
     print("{} runs: {}".format(len(jobs), ", ".join(counts)), file=sys.stderr)
     if options.dry_run:
         for job, state in zip(jobs, states):
@@ -153,8 +154,8 @@ def run(options):
 
 
 def show(options):
-    """Prints tables, rows, the data each needs and the time each takes."""
-    # MXNet takes seconds to come, and the other modes do without
+    """Prints tables, rows, their data, and the time of each run."""
+    # importing MXNet takes seconds, and the other modes do not need it
     from cgd.system import environment
     from cgd.tables import rates
 
@@ -164,7 +165,7 @@ def show(options):
     def time_of(job, tested):
         recipe, took = job.recipe, job.seconds() if job.state() == "finished" else None
         if took is not None:
-            return "took {}".format(duration(took))
+            return f"took {duration(took)}"
         network = (recipe.backbone, recipe.last_stride, recipe.image_width, recipe.image_height, recipe.batch_size)
         if network not in measured:
             measured[network] = rates.measure(recipe, device)
@@ -172,18 +173,18 @@ def show(options):
 
     for study, names in studies_of(options, names_of(options)):
         data, tested = data_of(study)
-        print("\n{}\n{}".format(study.folder, data))
+        print(f"\n{study.folder}\n{data}")
         for name in names:
             table = paper.TABLES[name]
-            print("\n--table {:<15} {}".format(name, table.title))
+            print(f"\n--table {name:<15} {table.title}")
             for row in study.rows(table):
-                print("    {:<26} {}".format(row.name, time_of(study.job(row, 0), tested)), flush=True)
-    print("\nThe times are of one run on {}, from the fastest of several batches; reading pictures not".format(device))
-    print('counted. "took": the run with seed 0 is finished, and that is the time it had, reading included.')
+                print(f"    {row.name:<26} {time_of(study.job(row, 0), tested)}", flush=True)
+    print(f"\nThe times are of one run on {device}, estimated from the fastest of several batches,")
+    print('without reading images. "took": measured, for a finished run with seed 0, with reading.')
 
 
 def data_of(study):
-    """What a study needs, in words, and how many pictures its evaluations look at."""
+    """A line on the data of a study, and the number of images of an evaluation."""
     parser = errors.Parser(add_help=False)
     flags.add_data_flags(parser, study.dataset)
     given, _ = parser.parse_known_args(list(study.flags))
@@ -192,21 +193,21 @@ def data_of(study):
         files = (given.data_dir, given.train_txt, given.test_txt, given.bbox_txt, given.gallery_txt)
         counts, found = datasets.counts(datasets.load(study.dataset, *files)), "found"
     except InputError as error:
-        counts, found = source.counts or {}, "missing: {}".format(error)
-    halves = ", ".join("{} {:,} images of {:,}".format(half.lower(), n[1], n[0]) for half, n in counts.items())
-    tested = sum(images for half, (_, images) in counts.items() if half.lower() != "train")
-    return "data: {} ({}), {}".format(study.dataset, halves or "not known", found), tested
+        counts, found = source.counts or {}, f"missing: {error}"
+    splits = ", ".join(f"{split.lower()} {n[1]:,} images of {n[0]:,}" for split, n in counts.items())
+    tested = sum(images for split, (_, images) in counts.items() if split.lower() != "train")
+    return "data: {} ({}), {}".format(study.dataset, splits or "not known", found), tested
 
 
 def duration(seconds):
     """ "3 min", "1.5 h"."""
     if seconds < 90:
-        return "{:.0f} s".format(seconds)
-    return "{:.0f} min".format(seconds / 60) if seconds < 5400 else "{:.1f} h".format(seconds / 3600)
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def finished_studies(options):
-    """The study that was asked for, or all."""
+    """The requested study, or all."""
     if options.name or options.dataset:
         return [
             runs.open_study(options.output_dir / (options.name or options.dataset), options.dataset, options.shared)
@@ -215,7 +216,7 @@ def finished_studies(options):
 
 
 def render(options):
-    """Writes tables and plots of what is finished."""
+    """Writes tables and plots of the finished runs."""
     names = names_of(options) if options.table else None
     records = []
     for study in finished_studies(options):
@@ -223,9 +224,9 @@ def render(options):
         if any(row["runs"] for table in record["tables"].values() for row in table["rows"]):
             records.append(record)
         else:
-            print("{}: no finished runs".format(study.folder), file=sys.stderr)
+            print(f"{study.folder}: no finished runs", file=sys.stderr)
     if not records:
-        raise InputError("{}: nothing finished there yet; --table runs one".format(options.output_dir))
+        raise InputError(f"{options.output_dir}: no finished runs; --table runs one")
     for record in records:
         folder = options.results or options.output_dir / record["name"]
         if options.render:
@@ -241,7 +242,7 @@ def render(options):
 
 
 def wrote(file):
-    print("wrote {}".format(file))
+    print(f"wrote {file}")
     return file
 
 
@@ -254,7 +255,7 @@ def main():
     elif options.table:
         run(options)
     else:
-        raise InputError("expected --list, --table NAME, --render or --plot; --help says more")
+        raise InputError("expected --list, --table NAME, --render or --plot; see --help")
 
 
 if __name__ == "__main__":

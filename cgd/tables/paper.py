@@ -1,7 +1,7 @@
-"""The paper's tables, as data: what each row changes in a data set's recipe, and what is known of the paper's result.
+"""The paper's tables as data: what each row changes in a data set's recipe, and what is known of the paper's result.
 
-Adding a row is adding a line here. No table of the paper is quoted from memory: its own figures are not known but for
-the released model's, its orderings from readers' notes.
+To add a row, add a line here. Of the paper's figures only those of the released model are known; the orderings come
+from readers' notes.
 """
 
 from typing import Mapping, NamedTuple, Optional, Tuple
@@ -16,14 +16,14 @@ class Row(NamedTuple):
     name: str
     changes: Mapping[str, object] = {}  # fields of the data set's recipe
     flags: Tuple[str, ...] = ()  # other flags of train.py
-    dataset: Optional[str] = None  # the one of the paper's four data sets that it is of; None: of any
+    dataset: Optional[str] = None  # for one of the paper's four data sets only; None: for any
     paper: Tuple[float, ...] = ()  # its recalls, at the data set's ranks
 
 
 class Table(NamedTuple):
     """Rows to compare.
 
-    order : what the paper's table shows, best first; each entry names one row, or several for the best of them
+    order : the paper's ranking, best first; an entry names one row, or several for the best of them
     """
 
     title: str
@@ -51,7 +51,7 @@ TABLES = {
             Row("both", {"ranking_weight": 1.0, "classification_weight": 1.0}),
         ),
         (("both",), ("ranking loss alone",)),
-        "The row of the classification loss alone is ours: nothing trains its Dense layers.",
+        "The row of the classification loss alone is not in the paper; its Dense layers are not trained.",
     ),
     "2": Table(
         "Table 2: label smoothing and temperature",
@@ -67,7 +67,7 @@ TABLES = {
         "Table 3: types of combination",
         rows_of("architecture", ("A", "B", "CGD")),
         (("CGD",), ("B",), ("A",)),
-        "How the paper compares type A at test time is not known; here its branches are concatenated.",
+        "How the paper evaluates type A is not known; here its branches are concatenated.",
     ),
     "4": Table("Table 4: concatenation and sum", rows_of("fusion", ("concat", "sum")), (("concat",), ("sum",))),
     "configurations": Table(
@@ -77,27 +77,29 @@ TABLES = {
         "The first letter's descriptor also feeds the classifier.",
     ),
     "dimensions": Table(
-        "Length of the descriptor", rows_of("dim", (96, 192, 384, 768, 1536)), note="The lengths are ours."
+        "Dimensions of the descriptor",
+        rows_of("dim", (96, 192, 384, 768, 1536)),
+        note="The dimensions are chosen by us.",
     ),
     "backbones": Table(
         "Backbones",
         rows_of("backbone", ("resnet50_v1", "se_resnet50", "bn_inception", "shufflenet_v2")),
-        note="Gluon's model zoo has weights of the first alone; --weights DIR names a folder with BACKBONE.params.",
+        note="Gluon's model zoo has weights for the first only; --weights DIR is a folder with BACKBONE.params.",
     ),
     "instances": Table(
         "Images of each identity in a batch",
         rows_of("images_per_identity", (2, 4, 8)),
-        note="At the same size of batch.",
+        note="At the same batch size.",
     ),
     "batchnorm": Table(
         "Batch norm of the backbone",
         (Row("trained", {"freeze_batch_norm": False}), Row("frozen", {"freeze_batch_norm": True})),
-        note="The authors train it, and never tried the other (naver/cgd issue #3).",
+        note="The authors train it and did not try the other (naver/cgd issue #3).",
     ),
     "crops": Table(
         "Bounding boxes",
         (Row("cropped"), Row("uncropped", flags=("--uncropped",))),
-        note="leftthomas/CGD, another implementation, has on CUB200 a R@1 of 0.739 cropped and 0.660 uncropped, on "
+        note="leftthomas/CGD, another implementation, reports on CUB200 R@1 of 0.739 cropped and 0.660 uncropped, on "
         "Cars196 0.924 and 0.864.",
         needs_boxes=True,
     ),
@@ -109,7 +111,7 @@ TABLES = {
             Row("SG, as on SOP", {"config": "SG"}, dataset="sop"),
             Row("GS, as on In-shop", {"config": "GS"}, dataset="inshop"),
         ),
-        note="CUB200's figures are the released model's, by the authors' README. The paper's best R@1, of a backbone "
-        "that is not stated and is not this ResNet-50: CUB200 0.792, Cars196 0.948, SOP 0.842, In-shop 0.919.",
+        note="CUB200's figures are those of the released model (authors' README). The paper's best R@1, with an "
+        "unstated backbone that is not this ResNet-50: CUB200 0.792, Cars196 0.948, SOP 0.842, In-shop 0.919.",
     ),
 }

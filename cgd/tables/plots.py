@@ -1,4 +1,4 @@
-"""Pictures of a study's results: the configurations as boxes, Recall@K against the length of the descriptor."""
+"""Plots of a study's results: the configurations, and Recall@K against the dimensions of the descriptor."""
 
 from cgd.system.errors import InputError
 from cgd.system.files import replacing
@@ -28,7 +28,7 @@ def configurations(record, file):
 
 
 def dimensions(record, file):
-    """A line for each K, with the deviation over seeds as bars."""
+    """A line for each K, with the standard deviation over seeds as error bars."""
     rows = [row for row in record["tables"]["dimensions"]["rows"] if row["runs"]]
     sizes = [int(row["name"]) for row in rows]
     figure = figure_of(7, 4.5)
@@ -45,9 +45,9 @@ def dimensions(record, file):
         )
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, map(str, sizes))
-    axes.set_xlabel("length of the descriptor")
+    axes.set_xlabel("dimensions of the descriptor")
     axes.set_ylabel("recall in %")
-    axes.set_title("lengths of the descriptor on {}".format(record["name"]))
+    axes.set_title("dimensions of the descriptor on {}".format(record["name"]))
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     axes.grid(alpha=0.3)
     with replacing(file) as part:
@@ -58,7 +58,7 @@ PLOTS = {"configurations": configurations, "dimensions": dimensions}
 
 
 def draw(record, folder):
-    """Draws what the study has runs for, and returns the files."""
+    """Draws the plots that the study has runs for. Returns their files."""
     files = []
     for name, plot in PLOTS.items():
         if name in record["tables"] and any(row["runs"] for row in record["tables"][name]["rows"]):

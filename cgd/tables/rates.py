@@ -1,4 +1,4 @@
-"""How long a run takes on the device at hand, from a few batches of noise."""
+"""Estimates how long a run takes on a device, from a few batches of noise."""
 
 import math
 import time
@@ -10,33 +10,33 @@ from cgd.data import datasets
 from cgd.system.environment import mx
 from cgd.training import recipes, trainer
 
-CPU_PIXELS = 16 * 224 * 224  # of a batch: enough there for the rate of larger ones
-SECONDS = 4.0  # for the training and for the inference of a network
-CALLS = 3  # at the least
+CPU_PIXELS = 16 * 224 * 224  # in a batch: larger ones are not faster per image
+SECONDS = 4.0  # each, for training and for inference
+CALLS = 3  # at least
 
 
 class Rates(NamedTuple):
-    """Images a second."""
+    """Images per second."""
 
     training: float
     inference: float
 
     def seconds(self, recipe, tested):
-        """Of a run whose evaluations look at so many pictures."""
+        """The duration of a run whose evaluations have `tested` images."""
         evaluations = max(1, -(-recipe.iterations // recipe.eval_every))
         return recipe.iterations * recipe.batch_size / self.training + evaluations * tested / self.inference
 
 
 def measure(recipe, device):
-    """The rates of a recipe's network on a device, the reading of pictures not counted: that has cores of its own.
+    """The rates of a recipe's network on a device, without reading images.
 
-    By the recipe's own batch, or on a CPU a part of it where it is large.
+    With the recipe's batch, or on a CPU with a part of it if it is large.
     """
     images = recipe.batch_size
     if device.device_type == "cpu":
         images = min(images, max(2, CPU_PIXELS // (recipe.image_width * recipe.image_height)))
     images = max(2, images - images % 2)
-    small = recipes.replace(recipe, batch_size=images, images_per_identity=2, lr=0.0)  # noise can make it diverge
+    small = recipes.replace(recipe, batch_size=images, images_per_identity=2, lr=0.0)  # on noise it could diverge
     records = [datasets.Record(None, n // 2, None, n) for n in range(images)]
     run = trainer.Trainer(
         trainer.build(small, datasets.Dataset("noise", records, records, (1,)), [device]),
@@ -57,8 +57,7 @@ def measure(recipe, device):
 def _fastest(function):
     """Seconds of the fastest of several calls.
 
-    The first ones set up buffers and kernels, and another program may hold a core in any: both make a call slower, and
-    nothing makes one faster than it is on a machine that is free.
+    The first calls set up buffers and kernels, and other programs may use the cores: both only make a call slower.
     """
     best, calls, end = math.inf, 0, time.monotonic() + SECONDS
     while calls < CALLS or time.monotonic() < end:

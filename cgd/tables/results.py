@@ -1,4 +1,4 @@
-"""What the runs of a study came to: the tables as Markdown and JSON, and what README shows of them."""
+"""Results of a study: tables as Markdown and JSON, and a digest for docs/results.md."""
 
 import json
 import statistics
@@ -10,12 +10,12 @@ from cgd.tables import paper
 from cgd.training import recipes
 
 SCORES = (
-    "Mean and standard deviation over the seeds, after the last iteration; the last column is of the best of the looks "
-    "at the test half, which flatters. A dash: not known of the paper, or not run here."
+    "Mean and standard deviation over the seeds, after the last iteration. The last column is the best of several "
+    "evaluations on the test split, and optimistic. A dash: not known of the paper, or not run here."
 )
 PAIRED = (
-    "Steps of the paper's order: the difference of the first recall after the last iteration, paired by seed; mean and "
-    "standard deviation over the seeds that both rows have, and in how many of them the first row was better."
+    "The paper's order: differences of the recall at the smallest K after the last iteration, paired by seed: mean and "
+    "standard deviation over the seeds that both rows have, and the number of seeds in which the first row was better."
 )
 MADE = "Made by `python -m cgd.tables --render`."
 
@@ -27,9 +27,9 @@ def seeds_of(study, row):
 
 
 def collect(study, names=None):
-    """The finished runs of a study, as JSON would have it.
+    """The finished runs of a study, as JSON.
 
-    names : of the tables; None for all that have something to compare, or that have a single row
+    names : of tables; None for all tables with at least two finished rows, or with a single row
     """
     tables = {}
     for name in names or paper.TABLES:
@@ -69,7 +69,7 @@ def _summary(recalls):
 
 
 def mean_and_deviation(values):
-    """The mean, and the sample's standard deviation (n - 1), which one value does not have."""
+    """The mean, and the sample standard deviation (n - 1), None for a single value."""
     return [statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None]
 
 
@@ -81,7 +81,7 @@ def _ranks(study, tables):
 
 
 def first_rank(row):
-    """The scores that are compared: the recall at the smallest K after the last iteration, of each seed."""
+    """The compared score, the recall at the smallest K after the last iteration, of each seed."""
     return list(_by_seed(row).values())
 
 
@@ -92,8 +92,8 @@ def _by_seed(row):
 def steps_of(table, rows):
     """How these runs agree with each step of the paper's order.
 
-    Where an entry of the order names several rows, the best of them stands for it. It is selected by the score that is
-    then compared, which makes a difference in its favour optimistic.
+    An entry of the order that names several rows is represented by the best of them. It is selected by the compared
+    score itself, which makes a difference in its favour optimistic.
     """
     by_name = {row["name"]: row for row in rows}
     best = []
@@ -105,7 +105,7 @@ def steps_of(table, rows):
 
 
 def _step(better, worse):
-    """One step, as JSON: two rows, of how many each is the best, and their paired difference."""
+    """One step, as JSON: two rows, how many each was selected from, and their paired difference."""
     (first, first_of), (second, second_of) = better, worse
     return {
         "better": first["name"],
@@ -120,8 +120,8 @@ def paired_difference(first, second):
     """The difference of two rows' scores over the seeds that both have, as JSON.
 
     first, second : {seed: score}
-    -> the seeds, the mean difference and its standard deviation (None without enough of them), and in how many of them
-    the first row was better
+    Returns the seeds, the mean difference and its standard deviation (None if there are too few seeds), and the number
+    of seeds in which the first row was better.
     """
     seeds = sorted(set(first) & set(second))
     differences = [first[seed] - second[seed] for seed in seeds]
@@ -143,19 +143,19 @@ def markdown(record):
 
 
 def _heading(record):
-    """Which data, which recipe, which program."""
+    """Data, recipe and versions."""
     runs = [run for table in record["tables"].values() for row in table["rows"] for run in row["runs"]]
-    halves = next((run["data"] for run in runs if run["data"]), None) or {}
-    counts = ["{} {:,} images of {:,} identities".format(half.lower(), n[1], n[0]) for half, n in halves.items()]
+    splits = next((run["data"] for run in runs if run["data"]), None) or {}
+    counts = [f"{split.lower()} {n[1]:,} images of {n[0]:,} identities" for split, n in splits.items()]
     commits = sorted({short(run["git_commit"]) for run in runs if run["git_commit"]})
     versions = sorted({"MXNet {mxnet}, Python {python}".format(**run["versions"]) for run in runs if run["versions"]})
     weights = sorted({run["weights"] for run in runs})
-    changes = " ".join("{} {}".format(recipes.flag(name), text) for name, text in record["recipe"].items())
+    changes = " ".join(f"{recipes.flag(name)} {text}" for name, text in record["recipe"].items())
     return [
         "- Data: `--dataset {}`{}.".format(record["dataset"], "; " + ", ".join(counts) if counts else ""),
-        "- Recipe: the data set's{}.".format(", with `{}`".format(changes) if changes else ""),
-        "- Weights at the start: {}.".format(", ".join(weights)),
-        "- Program: {}.".format("; ".join(versions + (["commit " + ", ".join(commits)] if commits else []))),
+        "- Recipe: the data set's{}.".format(f", with `{changes}`" if changes else ""),
+        "- Initial weights: {}.".format(", ".join(weights)),
+        "- Versions: {}.".format("; ".join(versions + (["commit " + ", ".join(commits)] if commits else []))),
         "",
         SCORES,
         *([PAIRED] if any(table["order"] for table in record["tables"].values()) else []),
@@ -164,7 +164,7 @@ def _heading(record):
 
 
 def short(commit):
-    """A commit as people write it; that files differed from it stays visible."""
+    """The first digits of a commit, with its "-dirty"."""
     return commit[:9] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
@@ -186,14 +186,14 @@ def _markdown(lines):
 
 
 def _figure(value):
-    return "-" if value is None else "{:.4f}".format(value)
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _spread(pair, mean_as="{:.4f}"):
     if not pair:
         return "-"
     mean, deviation = pair
-    return mean_as.format(mean) + ("" if deviation is None else " ± {:.4f}".format(deviation))
+    return mean_as.format(mean) + ("" if deviation is None else f" ± {deviation:.4f}")
 
 
 def _sentence(step):
@@ -224,12 +224,12 @@ def _difference(step):
 
 
 def _entry(step, side):
-    """A row of a step; where it was selected, of how many."""
+    """The name of a row of a step, and how many it was selected from."""
     return step[side] + (" (best of {})".format(step[side + "_of"]) if step[side + "_of"] > 1 else "")
 
 
 def digest(record, link):
-    """What README shows: one line a table."""
+    """One line for each table, for docs/results.md."""
     lines = [
         [
             "",
@@ -247,7 +247,7 @@ def digest(record, link):
             for step in table["order"]
         )
         lines.append([table["title"], figures, steps or "-"])
-    return "\n".join([*_markdown(lines), "", "All of it: [{0}]({0}).".format(link)])
+    return "\n".join([*_markdown(lines), "", f"All rows: [{link}]({link})."])
 
 
 def main_rows(records):
@@ -262,7 +262,7 @@ def main_rows(records):
 
 
 def main_table(rows):
-    """The main table over data sets, each at its own ranks."""
+    """The main table over several data sets, each with its own K."""
     lines = [["study", "row", "seeds", "K", "R@K here", "R@K in the paper", "best R@1 here"]]
     lines.append(["---"] * len(lines[0]))
     for row in rows:
@@ -271,11 +271,11 @@ def main_table(rows):
         best = _spread(row["best"].get(row["ranks"][0]))
         lines.append([row["study"], row["name"], str(len(row["runs"])), ", ".join(row["ranks"]), here, known, best])
     table = paper.TABLES["main"]
-    return "\n".join(["# {}".format(table.title), "", *_markdown(lines), "", table.note, "", SCORES, MADE, ""])
+    return "\n".join([f"# {table.title}", "", *_markdown(lines), "", table.note, "", SCORES, MADE, ""])
 
 
 def write(name, text, record, folder):
-    """Writes NAME.md and NAME.json into a folder, and returns the former's path."""
+    """Writes NAME.md and NAME.json into a folder. Returns the path of NAME.md."""
     file = folder / (name + ".md")
     with replacing(file) as part:
         part.write_text(text)
@@ -285,14 +285,14 @@ def write(name, text, record, folder):
 
 
 def fill_in(readme, name, text):
-    """Puts a text between the README's two marks for a study. Raises InputError where it has none."""
-    begin, end = "<!-- results: {} -->\n".format(name), "<!-- end of results: {} -->".format(name)
+    """Inserts a text between a study's two markers in a file. Raises InputError if it has none."""
+    begin, end = f"<!-- results: {name} -->\n", f"<!-- end of results: {name} -->"
     try:
         before, _, rest = readme.read_text().partition(begin)
     except OSError as error:
-        raise InputError("{}: {}".format(readme, error.strerror))
+        raise InputError(f"{readme}: {error.strerror}")
     _, mark, after = rest.partition(end)
     if not mark:
-        raise InputError("{}: expected the lines {} and {}".format(readme, begin.strip(), end))
+        raise InputError(f"{readme}: expected the lines {begin.strip()} and {end}")
     with replacing(readme) as part:
         part.write_text(before + begin + text + "\n" + end + after)

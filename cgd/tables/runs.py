@@ -1,11 +1,11 @@
-"""Runs of train.py for the rows of tables: a folder for each row and seed, begun, gone on with, and shared.
+"""Runs of train.py for the rows of tables: each row and seed has a folder, and is started, resumed and shared.
 
     STUDY/setting.json                  the data set, and the flags that all runs have in common
-    STUDY/config=SG/seed-0/             what train.py writes; `output.txt`, what it said; `time.json`, how long it took;
-                                        `claim`, locked while it runs
+    STUDY/config=SG/seed-0/             what train.py writes; its output in `output.txt`, its duration in `time.json`;
+                                        `claim` is locked while it runs
 
-A folder's name says what the row changes in the study's recipe, so that rows of several tables that are the same run
-share it.
+A folder is named after what the row changes in the study's recipe, so that tables share the runs that they have in
+common.
 """
 
 import fcntl
@@ -29,16 +29,16 @@ from cgd.training import recipes
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
-MAX_WORKERS = 8  # loader processes of a run, where several share the cores
+MAX_WORKERS = 8  # loader processes of a run, if several runs share the cores
 
-# What a row, a seed or a device says; in the flags that all runs share it would be a contradiction.
+# Set by the row, the seed or the device; not allowed among the flags that all runs share.
 NOT_SHARED = "--dataset --resume --output-dir --seed --gpu --gpus --kvstore --pretrained-model".split()
 
 
 class Study(NamedTuple):
-    """The runs on one data set that belong together.
+    """Runs on one data set that belong together.
 
-    dataset : as train.py's --dataset · flags : more of its flags, for all runs
+    dataset : train.py's --dataset · flags : further flags of train.py, for all runs
     """
 
     folder: Path
@@ -46,16 +46,16 @@ class Study(NamedTuple):
     flags: Tuple[str, ...] = ()
 
     def recipe(self):
-        """The recipe that the rows change. Raises InputError for a flag's value that does not fit."""
+        """The recipe that the rows change. Raises InputError for an invalid flag."""
         parser = Parser(prog="train.py", add_help=False)
         recipes.add_flags(parser)
         options, _ = parser.parse_known_args(list(self.flags))
         return recipes.overlaid(recipes.RECIPES[self.dataset], options)
 
     def rows(self, table):
-        """The table's rows on this data set: one of the paper's four has its own, any other has all.
+        """The table's rows for this data set: each of the paper's four sets has its own, any other has all.
 
-        None of a table that compares bounding boxes with whole pictures, where there are no boxes.
+        Empty for a table that compares crops with whole images, if the data set has no bounding boxes.
         """
         if table.needs_boxes:
             has_boxes = self.dataset in paper.CROPPED_SETS or "--bbox-txt" in self.flags
@@ -72,7 +72,7 @@ class Study(NamedTuple):
         words = [word for name, text in changes.items() for word in (recipes.flag(name), text)]
         parts = ["{}={}".format(*change) for change in changes.items()]
         parts += [flag.lstrip("-") for flag in row.flags]
-        folder = self.folder / (",".join(parts) or "recipe") / "seed-{}".format(seed)
+        folder = self.folder / (",".join(parts) or "recipe") / f"seed-{seed}"
         scratch = ("--from-scratch",) if self.dataset == "demo" else ()
         return Job(folder, recipe, ("--dataset", self.dataset, *scratch, *self.flags, *words, *row.flags), seed)
 
@@ -86,21 +86,23 @@ class Job(NamedTuple):
     seed: int
 
     def command(self, gpu, workers=None):
-        """train.py's words, to begin the run.
+        """The words of train.py that start the run.
 
-        workers : loader processes, unless the job's flags say how many; None for train.py's default. As the device,
-            they are no part of what identifies the run.
+        workers : loader processes, unless the job's flags give a number; None for train.py's default. Like the
+            device, they do not identify the run.
         """
         own = () if workers is None or self._given_workers() is not None else ("--num-workers", workers)
         words = (*self.flags, "--seed", self.seed, "--gpu", gpu, *own, "--output-dir", self.folder)
         return [os.path.relpath(str(TRAIN)), *map(str, words)]
 
     def resume(self, gpu, workers=None):
-        """train.py's words, to go on with it; workers : as above, in the place of those that it was begun with."""
+        """The words of train.py that resume it; `workers` as above, instead of those that it was started with."""
         given = self._given_workers()
         workers = workers if given is None else given
         own = () if workers is None else ("--num-workers", workers)
-        again = [flag for flag in self.flags if flag == "--tf32"]  # it acts before train.py reads the run's own command
+        again = [
+            flag for flag in self.flags if flag == "--tf32"
+        ]  # must be given again: it takes effect before train.py reads the run's command
         return [os.path.relpath(str(TRAIN)), *map(str, ("--resume", self.folder, "--gpu", gpu, *own, *again))]
 
     def _given_workers(self):
@@ -109,18 +111,17 @@ class Job(NamedTuple):
         return parser.parse_known_args(list(self.flags))[0].num_workers
 
     def state(self):
-        """ "missing", "begun" or "finished". Raises InputError when the folder holds a run of another recipe."""
+        """ "missing", "begun" or "finished". Raises InputError if the folder holds a run of another recipe."""
         if not (self.folder / "log.jsonl").exists():
             return "missing"
         wanted, usual = (json.loads(json.dumps(asdict(recipe))) for recipe in (self.recipe, recipes.Recipe()))
-        # A program that lacked a field did what its default does.
+        # Fields missing from older runs take their defaults.
         given = dict(usual, **read_json(self.folder / "arguments.json").get("recipe", {}))
         differ = [name for name in wanted if given[name] != wanted[name]]
         if differ:
             raise InputError(
-                "{}: a run with {} {}, and {} is wanted now; choose another --name".format(
-                    self.folder, recipes.flag(differ[0]), given[differ[0]], wanted[differ[0]]
-                )
+                f"{self.folder}: a run with {recipes.flag(differ[0])} {given[differ[0]]}, not {wanted[differ[0]]}; "
+                "choose another --name"
             )
         try:
             last = read_json(self.folder / "last.json")
@@ -129,9 +130,9 @@ class Job(NamedTuple):
         return "finished" if last.get("iteration") == self.recipe.iterations and last.get("recall") else "begun"
 
     def seconds(self):
-        """How long the run's processes took together; None where that is not known.
+        """The duration of the run, summed over its processes; None if it is not known.
 
-        The time was taken for a certain length of the log: a process that no Runner waited for has changed that.
+        It is recorded with the length of the log. If that has changed since, a process was not measured.
         """
         try:
             record, length = read_json(self.folder / "time.json"), (self.folder / "log.jsonl").stat().st_size
@@ -140,14 +141,14 @@ class Job(NamedTuple):
         return record.get("seconds") if record.get("log_length") == length else None
 
     def keep_seconds(self, seconds):
-        """Writes what `seconds` gives, once the run has a log."""
+        """Records the duration, if the run has a log."""
         if (self.folder / "log.jsonl").exists():
             record = {"seconds": seconds, "log_length": (self.folder / "log.jsonl").stat().st_size}
             with replacing(self.folder / "time.json") as part:
                 part.write_text(json.dumps(record) + "\n")
 
     def scores(self):
-        """What a finished run came to, as JSON; None for another. Recalls are {K: recall}."""
+        """The scores of a finished run, as JSON; None for any other. Recalls are {K: recall}."""
         if self.state() != "finished":
             return None
         last, best = (read_json(self.folder / name) for name in ("last.json", "best.json"))
@@ -165,7 +166,7 @@ class Job(NamedTuple):
 
 
 def weights_of(command):
-    """What a run began with, in words, by its command."""
+    """The initial weights of a run, as text, from its command."""
     words = [part for word in command for part in str(word).split("=", 1)]
     if "--from-scratch" in words:
         return "random"
@@ -175,7 +176,7 @@ def weights_of(command):
 
 
 def read_json(file):
-    """The object in a JSON file. Raises InputError where there is none."""
+    """The object in a JSON file. Raises InputError if there is none."""
     try:
         record = json.loads(file.read_text())
         if isinstance(record, dict):
@@ -183,14 +184,14 @@ def read_json(file):
         error = "not an object"
     except (OSError, ValueError) as problem:
         error = problem
-    raise InputError("{}: cannot be read ({})".format(file, error))
+    raise InputError(f"{file}: cannot be read ({error})")
 
 
 def open_study(folder, dataset=None, flags=()):
-    """The study in a folder, or a new one. Raises InputError when the folder's has another data set or recipe."""
+    """The study in a folder, or a new one. Raises InputError if the folder's has another data set or recipe."""
     for word in flags:
         if word.split("=")[0] in NOT_SHARED:
-            raise InputError("{}: the tables say that themselves; only what all runs share goes after --".format(word))
+            raise InputError(f"{word}: set by the tables; give only flags that all runs share after --")
     file = folder / "setting.json"
     if not file.exists():
         return Study(folder, dataset or "cub200", tuple(flags))
@@ -199,9 +200,9 @@ def open_study(folder, dataset=None, flags=()):
         known = Study(folder, setting["dataset"], tuple(setting["flags"]))
         recipe = known.recipe()
     except (KeyError, TypeError) as error:
-        raise InputError("{}: not the setting of a study ({})".format(file, error))
+        raise InputError(f"{file}: not the setting of a study ({error})")
     if dataset not in (None, known.dataset):
-        raise InputError("{}: runs on {}; choose another --name for {}".format(folder, known.dataset, dataset))
+        raise InputError(f"{folder}: runs on {known.dataset}; choose another --name for {dataset}")
     asked = known._replace(flags=tuple(flags)) if flags else known
     if asked.recipe() != recipe:
         raise InputError("{}: its runs have the flags {}; choose another --name".format(folder, " ".join(known.flags)))
@@ -209,7 +210,7 @@ def open_study(folder, dataset=None, flags=()):
 
 
 def keep_setting(study):
-    """Writes the setting of a study, for later commands, which then need not say it."""
+    """Writes the setting of a study; later commands read it."""
     if not (study.folder / "setting.json").exists():
         with replacing(study.folder / "setting.json") as part:
             part.write_text(json.dumps({"dataset": study.dataset, "flags": study.flags}, indent=1) + "\n")
@@ -217,10 +218,10 @@ def keep_setting(study):
 
 @contextmanager
 def claimed(folder):
-    """Gives a file that is locked, or None where another process has locked it.
+    """Yields a locked file, or None if another process has locked it.
 
-    The lock ends with the last process that has the file open, whatever ends it. Whoever trains inherits it, and so a
-    run whose starter was killed is not begun a second time beside it.
+    The lock is released when the last process that has the file open ends. The training process inherits it. So a run
+    whose starter was killed is not started a second time while it still trains.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(str(folder / "claim"), "w") as file:
@@ -233,20 +234,19 @@ def claimed(folder):
 
 
 class Runner:
-    """Runs jobs, one at a time on each of the GPUs, but for those that are finished or that other processes have."""
+    """Runs jobs, one at a time on each GPU. Skips jobs that are finished or claimed by another process."""
 
     def __init__(self, jobs, gpus):
         self.jobs, self.gpus = jobs, gpus
-        # Runs that share cores must not each take all: the threads of those on the CPU wait for one another without
-        # sleeping, and each run has loader processes.
+        # Parallel runs share the cores: OpenMP threads spin while they wait, and each run has loader processes.
         self.threads = max(1, usable_cores() // max(1, sum(gpu < 0 for gpu in gpus)))
         self.workers = max(1, min(MAX_WORKERS, usable_cores() // len(gpus))) if len(gpus) > 1 else None
         self.processes, self.failed, self.stopping = {}, [], threading.Event()
 
     def run(self):
-        """Returns when no job is left to begin. Ctrl-C stops the runs, which leave their state, before it goes on.
+        """Returns when no job is left. Ctrl-C stops the runs, which save their state.
 
-        Raises InputError when runs have failed.
+        Raises InputError if runs have failed.
         """
         with ThreadPoolExecutor(len(self.gpus)) as pool:
             try:
@@ -259,13 +259,13 @@ class Runner:
                 raise
         if self.failed:
             raise InputError(
-                "{} of {} runs failed; what they said is in output.txt in {}".format(
+                "{} of {} runs failed; see output.txt in {}".format(
                     len(self.failed), len(self.jobs), ", ".join(str(job.folder) for job in self.failed)
                 )
             )
 
     def words(self, job, gpu):
-        """train.py's words for a job, to begin it or to go on with it."""
+        """The words of train.py that start or resume a job."""
         words = job.command if job.state() == "missing" else job.resume
         return words(gpu, self.workers)
 
@@ -280,7 +280,7 @@ class Runner:
     def _train(self, job, gpu, claim):
         words, start = self.words(job, gpu), time.monotonic()
         before = 0 if job.state() == "missing" else job.seconds()
-        tell("begin  {}  (GPU {})".format(job.folder, gpu) if gpu >= 0 else "begin  {}".format(job.folder))
+        tell(f"begin  {job.folder}  (GPU {gpu})" if gpu >= 0 else f"begin  {job.folder}")
         with open(str(job.folder / "output.txt"), "ab") as output:
             process = subprocess.Popen(
                 [sys.executable, *words],
@@ -289,7 +289,7 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 env=dict({"OMP_NUM_THREADS": str(self.threads)}, **os.environ),
                 pass_fds=[claim.fileno()],
-                start_new_session=True,  # Ctrl-C reaches it once, by `run`
+                start_new_session=True,  # so that Ctrl-C reaches it only through `run`
             )
         self.processes[job] = process
         if self.stopping.is_set():
@@ -299,15 +299,13 @@ class Runner:
         seconds = time.monotonic() - start
         job.keep_seconds(None if before is None else before + seconds)
         if self.stopping.is_set():
-            tell("stop   {}".format(job.folder))
+            tell(f"stop   {job.folder}")
         elif code or job.state() != "finished":
             self.failed.append(job)
-            tell(
-                "failed {}: {}".format(job.folder, last_line(job.folder / "output.txt") or "exit code {}".format(code))
-            )
+            tell("failed {}: {}".format(job.folder, last_line(job.folder / "output.txt") or f"exit code {code}"))
         else:
             recalls = "  ".join("R@{} {:.4f}".format(*pair) for pair in job.scores()["last"].items())
-            tell("end    {}  {}  ({:.0f} s)".format(job.folder, recalls, seconds))
+            tell(f"end    {job.folder}  {recalls}  ({seconds:.0f} s)")
 
 
 def tell(text):

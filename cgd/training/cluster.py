@@ -1,8 +1,8 @@
-"""Several machines, by MXNet's parameter server: to join one, and to notice that a process of it has died.
+"""Several machines, by MXNet's parameter server: joining it, and detecting processes that have died.
 
-Every process of a run is the same command, and the variables of VARIABLES tell it what it is. Each sends heartbeats to
-the scheduler, which answers. So the scheduler alone can tell that a worker or a server is missing, and the others can
-tell that the scheduler is. Whoever misses one ends: none is left waiting for ever.
+All processes of a run have the same command; the environment variables in VARIABLES set each one's role. Each sends
+heartbeats to the scheduler, which answers. So the scheduler detects a dead worker or server, and the others detect a
+dead scheduler. A process that loses its peers exits: none waits forever.
 """
 
 import contextlib
@@ -25,43 +25,43 @@ VARIABLES = {
 }
 KINDS = ("dist_sync", "dist_async")
 
-# The parameter server's numbers of the scheduler and of all servers and workers; a single one's go by rank.
+# Node ids of the parameter server: the scheduler, all servers and workers, and a single one by its rank.
 SCHEDULER, OTHERS = 1, 6
 SERVER_NUMBER, WORKER_NUMBER = (lambda rank: 8 + 2 * rank), (lambda rank: 9 + 2 * rank)
 
-# Seconds between heartbeats, and without one until a process counts as dead; the parameter server reads them here.
+# Seconds between heartbeats, and without one until a process counts as dead. Read by the parameter server.
 INTERVAL, TIMEOUT = "PS_HEARTBEAT_INTERVAL", "PS_HEARTBEAT_TIMEOUT"
 DEFAULTS = {INTERVAL: "3", TIMEOUT: "15"}
 
-JOIN_SECONDS = 600  # for all processes to meet
+JOIN_SECONDS = 600  # for all processes to connect
 
 
 def check(kind):
-    """Raises InputError unless the kind of store and the variables fit together; None is a run on one machine."""
+    """Raises InputError if the kind of store and the variables do not match. None is a run on one machine."""
     if kind is None:
         if DMLC_ROLE:
-            raise InputError("DMLC_ROLE is {}: --kvstore dist_sync joins the others; or unset it".format(DMLC_ROLE))
+            raise InputError(f"DMLC_ROLE is {DMLC_ROLE}: --kvstore dist_sync joins the others; or unset it")
         return
     if kind not in KINDS:
         raise InputError("--kvstore {}: expected one of {}".format(kind, ", ".join(KINDS)))
     for name, meaning in VARIABLES.items():
         value = DMLC_ROLE if name == "DMLC_ROLE" else os.environ.get(name)
         if not value:
-            raise InputError("--kvstore {}: the variable {} is not set; expected {}".format(kind, name, meaning))
+            raise InputError(f"--kvstore {kind}: the variable {name} is not set; expected {meaning}")
         if name == "DMLC_ROLE":
             sound = value in ROLES
         else:
             sound = name == "DMLC_PS_ROOT_URI" or (value.isdigit() and 0 < int(value) < 65536)
         if not sound:
-            raise InputError("the variable {} is {!r}; expected {}".format(name, value, meaning))
+            raise InputError(f"the variable {name} is {value!r}; expected {meaning}")
     for name, usual in DEFAULTS.items():
         text = os.environ.setdefault(name, usual)
         if not (text.isdigit() and int(text)):
-            raise InputError("the variable {} is {!r}; expected whole seconds".format(name, text))
+            raise InputError(f"the variable {name} is {text!r}; expected whole seconds")
 
 
 def serve():
-    """Is the scheduler or a server, until all workers have left. Ends the process where one of them has died."""
+    """Runs the scheduler or a server until all workers have left. Ends the process if one of them dies."""
     store = mx.kv.create("dist")
     server = mx.kvstore.kvstore_server.KVStoreServer(store)
     with Watch(store):
@@ -69,37 +69,37 @@ def serve():
 
 
 def join(kind):
-    """A worker's store, once all processes have met. Ends the process where they do not."""
+    """A worker's store, once all processes are connected. Ends the process after JOIN_SECONDS without that."""
     print("waiting for {DMLC_NUM_WORKER} workers, {DMLC_NUM_SERVER} servers and the scheduler at {DMLC_PS_ROOT_URI}:"
           "{DMLC_PS_ROOT_PORT}".format(**os.environ), file=sys.stderr)  # fmt: skip
-    text = "the processes of this run have not met for {} s; were all of them started?".format(JOIN_SECONDS)
+    text = f"not all processes of this run have connected within {JOIN_SECONDS} s; were all of them started?"
     timer = threading.Timer(JOIN_SECONDS, _end, [text])
     timer.daemon = True
     timer.start()
     store = mx.kv.create(kind)
     timer.cancel()
-    # A worker that ends early, whatever the reason, does not wait for the others, who will miss it.
+    # A worker that ends early does not wait for the others; they will detect it.
     _call("MXKVStoreSetBarrierBeforeExit", store.handle, 0)
     return store
 
 
 @contextlib.contextmanager
 def membership(kind):
-    """A worker's store within the block, or None on one machine; at its end all workers leave together."""
+    """A worker's store within the block, or None on one machine. At the end all workers leave together."""
     if kind is None:
         yield None
         return
     store = join(kind)
     with Watch(store):
         yield store
-        store._barrier()  # watched: one that died meanwhile is missed
+        store._barrier()  # still watched, for a worker may have died
     _call("MXKVStoreSetBarrierBeforeExit", store.handle, 1)
     _call("MXKVStoreFree", store.handle)
     store.handle = type(store.handle)()  # nothing is left for its destructor
 
 
 class Watch:
-    """Within, a thread ends the process as soon as it misses another one."""
+    """Within the block, a thread ends the process as soon as it detects that another one has died."""
 
     def __init__(self, store):
         self.store, self.over = store, threading.Event()
@@ -113,25 +113,24 @@ class Watch:
         self.thread.join()
 
     def _run(self):
-        # The first look must come after the server has begun to serve: before, the library has nothing to look at,
-        # and would crash.
+        # The first check must come after the server has started: the library crashes if asked before.
         while not self.over.wait(float(os.environ[INTERVAL])):
             missing = self._missing()
             if missing and not self.over.is_set():
                 _end(
-                    "{} has not been heard of for {} s, and the run ends here; once all is well again, train.py "
-                    "--resume FOLDER goes on".format(missing, os.environ[TIMEOUT])
+                    f"{missing} has sent no heartbeat for {os.environ[TIMEOUT]} s; the run ends here. Resume it with "
+                    "train.py --resume FOLDER"
                 )
 
     def _missing(self):
-        """The process that is missing, in words, or None."""
+        """The dead process, as text, or None."""
         if DMLC_ROLE != "scheduler":
             return "the scheduler, which ends when any process dies," if self._dead(SCHEDULER) else None
         if not self._dead(OTHERS):
             return None
         numbers = {"server": SERVER_NUMBER, "worker": WORKER_NUMBER}
         dead = [
-            "{} {} of {}".format(role, rank, count)
+            f"{role} {rank} of {count}"
             for role in numbers
             for count in [int(os.environ["DMLC_NUM_" + role.upper()])]
             for rank in range(count)
@@ -140,7 +139,7 @@ class Watch:
         return " and ".join(dead)
 
     def _dead(self, number):
-        """How many of these processes are dead; none before all have met."""
+        """The number of dead processes among these; 0 before all are connected."""
         count = ctypes.c_int()
         _call("MXKVStoreGetNumDeadNode", self.store.handle, number, ctypes.byref(count), int(os.environ[TIMEOUT]))
         return count.value
@@ -151,7 +150,7 @@ def _call(function, *arguments):
 
 
 def _end(text):
-    """Ends the process at once: its other threads may wait for ever."""
+    """Ends the process at once: its other threads may wait forever."""
     report(InputError("{}  {}".format(time.strftime("%X"), text)))
     sys.stderr.flush()
     os._exit(1)

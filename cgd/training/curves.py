@@ -1,4 +1,4 @@
-"""What a run did, from its log: a table, and curves where matplotlib is there.
+"""A run's log as a table, and as curves if matplotlib is installed.
 
 python -m cgd.training.curves runs/demo-MG-1
 """
@@ -29,23 +29,23 @@ def read_log(folder):
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         steps = [line for line in lines if "lr" in line]
         looks = [line for line in lines if "recall" in line]
-        for line in lines:  # what the table and the curves will ask for
+        for line in lines:  # what the table and the curves read
             [float(value) for value in (line["iteration"], *line.get("recall", {}).values())]
         for line in steps:
             [float(line[name]) for name in COLUMNS]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError("{}: not the log of a run ({})".format(file, error))
+        raise InputError(f"{file}: not the log of a run ({error})")
     return steps, looks
 
 
 def summary(steps, looks):
-    """A table, as text: for each evaluation the means since the one before, and its recall at the smallest K."""
+    """A table, as text: for each evaluation the means since the previous one, and its recall at the smallest K."""
     rank = min(looks[-1]["recall"], key=int) if looks else "1"
     rows, before = [("iteration",) + COLUMNS + ("R@" + rank,)], 0
     for look in looks:
         since = [line for line in steps if before < line["iteration"] <= look["iteration"]]
         means = [sum(line[name] for line in since) / len(since) if since else None for name in COLUMNS]
-        texts = ["-" if mean is None else "{:.4g}".format(mean) for mean in means]
+        texts = ["-" if mean is None else f"{mean:.4g}" for mean in means]
         rows.append((str(look["iteration"]), *texts, "{:.4f}".format(look["recall"][rank])))
         before = look["iteration"]
     widths = [max(map(len, column)) for column in zip(*rows)]
@@ -53,7 +53,7 @@ def summary(steps, looks):
 
 
 def draw(steps, looks, file):
-    """Draws the curves. Returns whether it could: matplotlib is optional."""
+    """Draws the curves. Returns False if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure  # not pyplot: no window, no state
     except ImportError:
@@ -71,7 +71,7 @@ def draw(steps, looks, file):
     panel.plot([line["iteration"] for line in steps], [line["lr"] for line in steps], drawstyle="steps-post")
     panel.set_yscale("log")
     panel = axes[len(PANELS) + 1]
-    panel.set_title("recall on the test half")
+    panel.set_title("recall on the test split")
     for rank in looks[-1]["recall"] if looks else ():
         panel.plot(
             [look["iteration"] for look in looks],
@@ -88,17 +88,17 @@ def draw(steps, looks, file):
 
 
 def tell(folder):
-    """Prints a run's table and draws its curves into the folder, or says what is missing for that."""
+    """Prints a run's table and draws its curves into the folder, or says how to install what is missing."""
     steps, looks = read_log(folder)
     print(summary(steps, looks))
     file = Path(folder) / "curves.png"
     drawn = draw(steps, looks, file)
-    hint = "pip install matplotlib, then python -m cgd.training.curves {}".format(folder)
-    print("curves: {}".format(file if drawn else hint))
+    hint = f"pip install matplotlib, then python -m cgd.training.curves {folder}"
+    print(f"curves: {file if drawn else hint}")
 
 
 def main():
-    parser = errors.Parser(description="Draw what a run did.")
+    parser = errors.Parser(description="Print a run's log as a table and draw its curves.")
     parser.add_argument("folder", metavar="FOLDER", help="the folder of a run")
     tell(parser.parse_args().folder)
 

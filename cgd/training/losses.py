@@ -13,7 +13,7 @@ def distances(embeddings):
     """Euclidean distances of all pairs: (N, D) -> (N, N).
 
     The squared distance is clipped to [1e-12, 1e12] before the root (embedding-expansion): at 0 the root's gradient is
-    infinite, and where the clip acts no gradient flows.
+    infinite. No gradient flows where the clip is active.
     """
     squares = embeddings.square().sum(axis=1, keepdims=True)
     products = mx.nd.dot(embeddings, embeddings, transpose_b=True)

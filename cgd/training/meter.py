@@ -7,7 +7,7 @@ from cgd.system.errors import InputError
 
 
 class Meter:
-    """Means of what a step gives, images a second and the share of the time spent waiting, since the last log line."""
+    """Means of training figures, images/s, and the share of time spent waiting for data, since the last log line."""
 
     def __init__(self):
         self.restart()
@@ -16,7 +16,7 @@ class Meter:
         self.start, self.waited, self.images, self.values = time.time(), 0.0, 0, []
 
     def timed(self, batches):
-        """The same batches; the time each takes to come counts as waiting."""
+        """Yields the same batches; the time to get each one counts as waiting."""
         batches = iter(batches)
         while True:
             start = time.time()
@@ -31,7 +31,7 @@ class Meter:
         self.images += images
 
     def means(self):
-        """{name: mean}, over the steps that gave it."""
+        """{name: mean} over the steps that have this figure."""
         columns = {}
         for values in self.values:
             for name, value in values.items():
@@ -45,7 +45,7 @@ class Meter:
         )
 
     def take(self):
-        """The figures for a log line; the next ones begin here."""
+        """The figures for a log line. Starts the next interval."""
         seconds = time.time() - self.start
         figures = dict(self.means(), images_per_second=self.images / seconds, data_time=self.waited / seconds)
         self.restart()
@@ -57,4 +57,4 @@ def write_line(log, figures):
         log.write(json.dumps(figures) + "\n")
         log.flush()
     except OSError as error:
-        raise InputError("{}: cannot be written ({})".format(log.name, error.strerror))
+        raise InputError(f"{log.name}: cannot be written ({error.strerror})")

@@ -1,7 +1,7 @@
-"""Recipes: what a training run is made of, one for each data set.
+"""Recipes: the hyper-parameters of a training run, one recipe for each data set.
 
-A recipe is data. Every field is a flag of train.py, whose default is the recipe's. The docstrings begin with the exact
-command, and say which numbers are the authors' and which ours; where these come from is in the README.
+Every field is a flag of train.py, and the recipe gives its default. Each docstring begins with the exact command, and
+says which numbers are the authors' and which are ours. Sources: docs/sources.md.
 """
 
 import math
@@ -15,7 +15,7 @@ METAVARS = {str: "NAME", float: "X", tuple: "N,N,..."}  # of flags, by the type 
 
 
 def number(default, text, low=0, high=math.inf, choices=None):
-    """A field with the help text of its flag, and its least and greatest value, or the values to choose from."""
+    """A field with the help text of its flag, and its bounds or the values to choose from."""
     return field(default=default, metadata={"help": text, "low": low, "high": high, "choices": choices})
 
 
@@ -67,12 +67,12 @@ GROUPS = {"config": "network", "image_width": "images", "batch_size": "schedule"
 def cub200():
     """python train.py --dataset cub200
 
-    The author's own word (naver/cgd issue #3): Adam, 1e-4 for all layers, 1,500 iterations, x 0.1 at 400 and 800, batch
-    norm not frozen. The paper, by its readers: MG, 1536 dimensions, margin 0.1, temperature 0.5, smoothing 0.1, both
-    losses 1 : 1, batches of 128, crops of 224 from 252, flips, bounding boxes. From later code of the same group: 4
-    images of each identity, distances that are not squared. From the released graph: ResNet-50 without its last stride,
-    p = 3 and fixed, bias in the Dense layers. Unknown, and ours: no weight decay, no image resized without a crop,
-    evaluation each 100 iterations.
+    The author (naver/cgd issue #3): Adam, 1e-4 for all layers, 1,500 iterations, x 0.1 at 400 and 800, batch norm not
+    frozen. The paper, as its readers report it: MG, 1536 dimensions, margin 0.1, temperature 0.5, smoothing 0.1, both
+    losses 1 : 1, batches of 128, crops of 224 from 252, flips, bounding boxes. Later code of the same group: 4 images
+    of each identity, distances that are not squared. The released graph: last stride 1, p = 3 and
+    fixed, bias in the Dense layers. Unknown, chosen by us: no weight decay, no image resized without a crop,
+    evaluation every 100 iterations.
 
     The authors had a Tesla P40 (24 GB); how long it took is not known. Not run here.
     Expected: the released model has R@1 0.7681, R@2 0.8484, R@4 0.9060, R@8 0.9433 by the authors' README.
@@ -83,8 +83,8 @@ def cub200():
 def cars196():
     """python train.py --dataset cars196
 
-    The paper's, by its readers: SG, bounding boxes, and all that CUB200 shares. Ours: the schedule, which is CUB200's,
-    for Cars196 is of its size (1,500 batches of 128 see each of 8,054 pictures 24 times).
+    From the paper, as its readers report it: SG, bounding boxes, and the rest as CUB200. Chosen by us: CUB200's
+    schedule, because the sets are of similar size (1,500 batches of 128 are 24 passes over 8,054 images).
 
     Hardware and time as for CUB200. Not run here; no score of this network on this data set is known.
     """
@@ -94,9 +94,10 @@ def cars196():
 def sop():
     """python train.py --dataset sop
 
-    The paper's, by its readers: SG, whole pictures, and all that CUB200 shares. Ours: the schedule. 9,300 batches of
-    128 see each of 59,551 pictures 20 times, x 0.1 after 60 % and 80 %, as leftthomas/CGD does it; evaluation each
-    1,000 iterations, for the test half has 60,502 pictures.
+    From the paper, as its readers report it: SG, whole images, and the rest as CUB200.
+
+    Chosen by us: the schedule. 9,300 batches of 128 are 20 passes over 59,551 images; x 0.1 after 60 % and 80 %, as in
+    leftthomas/CGD. Evaluation every 1,000 iterations, because the test split has 60,502 images.
 
     Not run here; no score of this network on this data set is known.
     """
@@ -106,8 +107,10 @@ def sop():
 def inshop():
     """python train.py --dataset inshop
 
-    The paper's, by its readers: GS, whole pictures, and all that CUB200 shares. Ours: the schedule. 4,040 batches of
-    128 see each of 25,882 pictures 20 times, x 0.1 after 60 % and 80 %, as leftthomas/CGD does it; evaluation each 500.
+    From the paper, as its readers report it: GS, whole images, and the rest as CUB200.
+
+    Chosen by us: the schedule. 4,040 batches of 128 are 20 passes over 25,882 images; x 0.1 after 60 % and 80 %, as in
+    leftthomas/CGD. Evaluation every 500 iterations.
 
     Not run here; no score of this network on this data set is known.
     """
@@ -117,8 +120,8 @@ def inshop():
 def demo():
     """python train.py --dataset demo --from-scratch --gpu -1
 
-    Ours, but for what it shares with CUB200: a small network and small pictures, from random weights, at a rate that
-    such a short run needs.
+    Chosen by us, except for what it shares with CUB200: a small network and small images, from random weights, with a
+    learning rate that suits such a short run.
 
     Two to three minutes on two cores. Expected: R@1 near 0.87 (see `make demo` in the README).
     """
@@ -137,7 +140,7 @@ def demo():
     )
 
 
-# Pictures of your own have CUB200's.
+# The user's own images are trained with CUB200's recipe.
 RECIPES = {
     "cub200": cub200(),
     "cars196": cars196(),
@@ -163,7 +166,7 @@ def add_flags(parser):
 
 
 def overlaid(recipe, options):
-    """The recipe with the flags that were given. Raises InputError for a value that does not fit."""
+    """The recipe with the flags that were given. Raises InputError for an invalid value."""
     values = {}
     for name in Recipe.__dataclass_fields__:
         text = getattr(options, name)
@@ -172,7 +175,7 @@ def overlaid(recipe, options):
         try:
             values[name] = parse(name, text)
         except ValueError as error:
-            raise InputError("{} {}: {}".format(flag(name), text, error))
+            raise InputError(f"{flag(name)} {text}: {error}")
     return changed(recipe, values)
 
 
@@ -185,7 +188,7 @@ def changed(recipe, values):
 
 
 def typed(values):
-    """{field: value} with lists as tuples and whole numbers as floats where the recipe has them: JSON knows neither."""
+    """{field: value} with the types of the recipe's fields: JSON has no tuples, and writes 3.0 as 3."""
     defaults = {name: getattr(Recipe, name) for name in values}
     return {
         name: tuple(value) if isinstance(value, list) else type(defaults[name])(value) for name, value in values.items()
@@ -193,11 +196,11 @@ def typed(values):
 
 
 class OlderRecipe(ValueError):
-    """The recipe of a run that was begun before some fields were renamed."""
+    """A recipe from before some fields were renamed."""
 
 
 def from_record(record):
-    """The recipe from the JSON of its fields; a field that an older run lacks has its default.
+    """The recipe from the JSON of its fields; fields missing from older runs take their defaults.
 
     Raises OlderRecipe if there are fields that a recipe does not have, and TypeError or ValueError for anything else.
     """
@@ -216,12 +219,12 @@ def defaults_of(name):
     """The recipes' values of one field, for a flag's help: "1500; sop 9300, demo 150"."""
     usual = getattr(RECIPES["cub200"], name)
     others = {recipe: getattr(RECIPES[recipe], name) for recipe in RECIPES if getattr(RECIPES[recipe], name) != usual}
-    text = ", ".join("{} {}".format(recipe, text_of(value)) for recipe, value in others.items())
-    return "{}; {}".format(text_of(usual), text) if text else text_of(usual)
+    text = ", ".join(f"{recipe} {text_of(value)}" for recipe, value in others.items())
+    return f"{text_of(usual)}; {text}" if text else text_of(usual)
 
 
 def parse(name, text):
-    """The value of a field from the text of its flag. Raises ValueError, which says what was expected."""
+    """The value of a field from the text of its flag. Raises ValueError that says what was expected."""
     default = Recipe.__dataclass_fields__[name].default
     if isinstance(default, str):
         return text
@@ -236,7 +239,7 @@ def parse(name, text):
     if not all(bounds["low"] <= value <= bounds["high"] and math.isfinite(value) for value in values):
         raise ValueError("expected a number from {low} to {high}".format(**bounds))
     if name in ("mean", "std") and len(values) != 3:
-        raise ValueError("expected three numbers, as in {}".format(text_of(default)))
+        raise ValueError(f"expected three numbers, as in {text_of(default)}")
     if isinstance(default, tuple):
         return values
     if len(values) != 1:
@@ -245,13 +248,13 @@ def parse(name, text):
 
 
 def text_of(value):
-    """A value as its flag takes it; `parse` is the way back."""
+    """A value as the text of its flag; the inverse of `parse`."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def text_of_changes(base, recipe):
-    """{field: value as text} where a recipe differs from another."""
+    """{field: value as text} where `recipe` differs from `base`."""
     changed = (name for name in Recipe.__dataclass_fields__ if getattr(recipe, name) != getattr(base, name))
     return {name: text_of(getattr(recipe, name)) for name in changed}

@@ -76,7 +76,7 @@ def write_state(file, arrays, facts):
     values = {name: value.asnumpy() for name, value in arrays.items()}
     for name, value in values.items():
         if not np.isfinite(value).all():
-            raise InputError("{}: {} is not finite; what was saved before is left as it is".format(file, name))
+            raise InputError(f"{file}: {name} is not finite; what was saved before is left as it is")
     with replacing(file) as part:
         np.savez(str(part), **values, **{FACTS: np.array(json.dumps(facts))})
 
@@ -89,4 +89,4 @@ def read_state(file):
         facts = json.loads(values.pop(FACTS).item())
         return {name: mx.nd.array(value, dtype=value.dtype) for name, value in values.items()}, facts
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError("{}: not the state of a run ({}); is it whole?".format(file, error))
+        raise InputError(f"{file}: not the state of a run ({error}); is it whole?")

@@ -36,9 +36,7 @@ def loaders(dataset, recipe, num_workers=0, eval_batch_size=32, unreadable=None)
     size = (recipe.image_width, recipe.image_height)
     resized = (recipe.resize_size, round(recipe.resize_size * recipe.image_height / recipe.image_width))
     if recipe.resize_size < recipe.image_width:
-        raise InputError(
-            "--resize-size {}: expected --image-width {} or more".format(recipe.resize_size, recipe.image_width)
-        )
+        raise InputError(f"--resize-size {recipe.resize_size}: expected --image-width {recipe.image_width} or more")
     view = images.TrainingView(dataset.train, size, resized, recipe.direct_resize_prob)
     preprocessing = evaluation.Preprocessing(size, recipe.mean, recipe.std)
     return Loaders(
@@ -174,7 +172,7 @@ class Trainer:
     def _smaller_batch(self):
         recipe = self.recipe
         half = max(1, recipe.batch_size // recipe.images_per_identity // 2) * recipe.images_per_identity
-        return "try --batch-size {}, or several devices, --gpus N,N".format(half)
+        return f"try --batch-size {half}, or several devices, --gpus N,N"
 
     def _evaluation_is_due(self):
         due = self.iteration % self.recipe.eval_every == 0 and 0 < self.iteration < self.recipe.iterations
@@ -188,12 +186,12 @@ class Trainer:
         """Recall@K of the test split. Saves the checkpoint `best` if the recall at the smallest K has improved."""
         ranks = self.dataset.ranks
         half = max(1, self.loaders.evaluator.extractor.batch_size // 2)
-        with memory_for("try --eval-batch-size {}".format(half)):
+        with memory_for(f"try --eval-batch-size {half}"):
             self.recalls = self.loaders.evaluator(self.net.embed, self.devices[0]).recalls
         with uninterrupted():
             write_line(log, {"iteration": self.iteration, "recall": dict(zip(map(str, ranks), self.recalls))})
-            text = "  ".join("R@{} {:.4f}".format(k, recall) for k, recall in zip(ranks, self.recalls))
-            tqdm.write("iteration {:5d}  {}".format(self.iteration, text))
+            text = "  ".join(f"R@{k} {recall:.4f}" for k, recall in zip(ranks, self.recalls))
+            tqdm.write(f"iteration {self.iteration:5d}  {text}")
             self.evaluated = self.iteration
             first = ranks.index(min(ranks))
             if self.best is None or self.recalls[first] > self.best[0][first]:
@@ -234,7 +232,7 @@ class Trainer:
                 self._save_state(log)
                 self.save("last")
         except Exception as error:  # the first error is the one to report
-            say("the state could not be saved: {}".format(error))
+            say(f"the state could not be saved: {error}")
 
 
 def only(readable, pictures, identities):

@@ -141,7 +141,7 @@ def test_a_killed_worker_ends_the_run_and_resume_goes_on(small_demo, tmp_path):
     dying.send_signal(signal.SIGKILL)
     texts = outputs(processes, 60)
     assert time.time() - began < 60
-    lost = [number for number in (0, 1) if "worker {} of 2 has not been heard of".format(number) in texts[0]]
+    lost = [number for number in (0, 1) if "worker {} of 2 has sent no heartbeat".format(number) in texts[0]]
     assert len(lost) == 1, texts[0]
     for process, text in zip(processes, texts):
         if process is not dying:
