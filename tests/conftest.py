@@ -87,12 +87,20 @@ def command(*words, cwd=ROOT, **environment):
     )
 
 
+def leave(code, text=""):
+    """As errors.leave, but this process goes on."""
+    if text:
+        print(text, file=sys.stderr)
+    sys.exit(code)
+
+
 def command_here(monkeypatch, capfd, *words):
     """As `command`, but in this process: without the seconds that a start takes."""
     capfd.readouterr()
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", list(map(str, words)))
-    monkeypatch.setattr(errors, "leave", sys.exit)
+    monkeypatch.setattr(errors, "leave", leave)
+    errors._asked.clear()
     handlers = {number: signal.getsignal(number) for number in errors.STOPS}
     try:
         runpy.run_path(str(ROOT / words[0]), run_name="__main__")
