@@ -2,7 +2,8 @@
 
     python benchmarks/loader.py
 
-Each figure is a ratio to the bare decoding of the same files by one core, measured right before it. The images are drawn.
+Each figure is a ratio to the bare decoding of the same files by one core, measured right before it. The images are
+drawn.
 """
 
 import argparse

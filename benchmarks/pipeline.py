@@ -2,7 +2,7 @@
 
     python benchmarks/pipeline.py
 
-Evaluates drawn images of CUB's usual size with ResNet-50, as test.py does, from reading files to descriptors. Both rates
+Evaluates drawn images of CUB's usual size with ResNet-50, as test.py does, from files to descriptors. Both rates
 are measured in turn, in one process.
 """
 
