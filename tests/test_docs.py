@@ -139,6 +139,11 @@ def test_flags_exist(page, flags):
     assert unknown == []
 
 
+def test_every_flag_of_training_is_documented(flags):
+    described = set(FLAG.findall((ROOT / "docs" / "training.md").read_text()))
+    assert flags["train.py"] - {"--help"} <= described
+
+
 def test_python_examples_run(tmp_path, monkeypatch):
     """An expression with a literal in a comment behind it, as in `1 + 1  # 2`, has that value."""
     monkeypatch.chdir(tmp_path)
