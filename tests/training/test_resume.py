@@ -122,7 +122,7 @@ def copy(whole, tmp_path):
         (["--iterations", "22"], "--iterations would make it another run"),
         (["--seed", "4"], "--seed would make it another run"),
         (["--uncropped"], "the run had other images, classes or boxes"),
-        (["--recallk", "1,2"], "the run had other --recallk: [1], now (1, 2)"),
+        (["--recallk", "1,2"], "the run had other --recallk: [1], now [1, 2]"),
         (["--output-dir", "elsewhere"], "--resume and --output-dir exclude each other"),
         (["--dataset", "folders"], "--dataset would make it another run"),
         (["--pretrained-model", "somewhere"], "with the run's own flags, argument --pretrained-model: not allowed"),
