@@ -17,7 +17,7 @@ FACTS = "facts"  # the array that holds JSON
 
 
 def save(run, log):
-    """Writes state.npz: parameters, the optimiser's moments and update count, scores, the log's length and what it lacks.
+    """Writes state.npz: parameters, the optimiser's state, scores, the length of the log, and unlogged figures.
 
     Batches and augmentation have no state: they depend on the seed and the iteration only. Raises InputError if a value
     is not finite; the file then stays as it was.

@@ -145,7 +145,6 @@ class Trainer:
         meter = self.meter
         if self._evaluation_is_due():  # stopped between this iteration and its evaluation
             self._evaluate_once(log)
-            meter.restart()
         meter.restart_clock()
         for pictures, identities, readable in meter.timed(self.loaders.training.batches(self.sampler)):
             with uninterrupted():
@@ -163,7 +162,6 @@ class Trainer:
                 self.diagnostics.look(figures)
             if self._evaluation_is_due():
                 self._evaluate_once(log)
-                meter.restart()
                 self._save_state(log)
                 meter.restart_clock()
             elif self._save_is_due(save_every):
@@ -217,6 +215,7 @@ class Trainer:
         with uninterrupted():
             write_line(log, {"iteration": self.iteration, "recall": dict(zip(map(str, ranks), recalls))})
             self.recalls, self.evaluated = recalls, self.iteration
+            self.meter.restart()
             first = ranks.index(min(ranks))
             if self.best is None or recalls[first] > self.best[0][first]:
                 self.best = (recalls, self.iteration)
