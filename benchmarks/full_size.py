@@ -67,10 +67,10 @@ def draw_sop(folder):
         for number in range(images):
             image_id += 1
             label = first + number * classes // images
-            path = "kind{:02d}_final/{}_{}.JPG".format(label % 12, 110000000000 + label, number)
-            rows.append("{} {} {} {}".format(image_id, label, label % 12 + 1, path))
+            path = f"kind{label % 12:02d}_final/{110000000000 + label}_{number}.JPG"
+            rows.append(f"{image_id} {label} {label % 12 + 1} {path}")
             put(picture, folder / path)
-        (folder / "Ebay_{}.txt".format(half)).write_text("\n".join(rows) + "\n")
+        (folder / f"Ebay_{half}.txt").write_text("\n".join(rows) + "\n")
 
 
 def draw_inshop(folder):
@@ -82,8 +82,8 @@ def draw_inshop(folder):
         classes, images = datasets.SOURCES["inshop"].counts[half]
         for number in range(images):
             item = number * classes // images + (0 if half == "train" else 4000)
-            path = "img/WOMEN/Dresses/id_{:08d}/{}_{}_front.jpg".format(item, status, number)
-            rows.append("{}  id_{:08d}  {}".format(path, item, status))
+            path = f"img/WOMEN/Dresses/id_{item:08d}/{status}_{number}_front.jpg"
+            rows.append(f"{path}  id_{item:08d}  {status}")
             put(picture, folder / path)
     head = [str(len(rows)), "image_name item_id evaluation_status"]
     (folder / "list_eval_partition.txt").write_text("\n".join(head + rows) + "\n")
@@ -120,7 +120,7 @@ def evaluate(prefix, words, results):
     words = [sys.executable, "test.py", "--pretrained-model", prefix, "--gpu", -1, "--results", results, *words]
     subprocess.check_call([str(word) for word in words], cwd=str(ROOT))
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print("test.py: {:.0f} s, {:.0f} MiB in its largest process".format(time.time() - start, peak), flush=True)
+    print(f"test.py: {time.time() - start:.0f} s, {peak:.0f} MiB in its largest process", flush=True)
     return json.loads(Path(results).read_text())["recall"]
 
 
@@ -149,11 +149,11 @@ def main():
             files = [options.lists.resolve() / name for name in ("train.txt", "test.txt", "bbox.txt")]
             official, listed = datasets.load(options.dataset, folder), datasets.load(options.dataset, folder, *files)
             same = (official.train, official.test) == (listed.train, listed.test)
-            print("the lists give the very same records: {}".format(same))
+            print(f"the lists give the very same records: {same}")
             load([options.dataset, folder, *files])
             words = ["--train-txt", files[0], "--test-txt", files[1], "--bbox-txt", files[2]]
             again = evaluate(prefix, ["--dataset", options.dataset, "--data-dir", folder, *words], results)
-            print("and the very same recalls: {}".format(again == recalls))
+            print(f"and the very same recalls: {again == recalls}")
 
 
 if __name__ == "__main__":

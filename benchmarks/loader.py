@@ -67,9 +67,7 @@ def main():
                 bare = decode_rate(records)
                 rate = loader_rate(records, workers, kind == "threads", options.batches, options.batch_size)
                 print(
-                    "{} x {}, {} {}: {:6.1f} images/s, {:.2f} of bare decoding by one core ({:.1f})".format(
-                        width, height, workers, kind, rate, rate / bare, bare
-                    ),
+                    f"{width} x {height}, {workers} {kind}: {rate:6.1f} images/s, {rate / bare:.2f} of bare decoding by one core ({bare:.1f})",
                     flush=True,
                 )
 

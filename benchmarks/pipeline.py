@@ -34,7 +34,7 @@ def draw(folder, count, width=500, height=375):
     records = []
     for number in range(count):
         pixels = random.randint(0, 256, (height, width, 3)).astype(np.uint8)
-        path = Path(folder) / "{}x{}-{}.jpg".format(width, height, number)
+        path = Path(folder) / f"{width}x{height}-{number}.jpg"
         Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(2)).save(str(path), quality=92)
         records.append(Record(str(path), 0, (width // 8, height // 8, width * 2 // 3, height * 2 // 3), number))
     return records
@@ -75,13 +75,13 @@ def main():
         start = time.time()
         for record in records[:64]:
             images.read_image(record.path)
-        print("{:.0f} kB a picture, {:.1f} ms to decode it".format(size, (time.time() - start) / 64 * 1000))
+        print(f"{size:.0f} kB a picture, {(time.time() - start) / 64 * 1000:.1f} ms to decode it")
         for _ in range(options.pairs):
             forward = forward_rate(net, ctx, options.batch_size, options.images)
             whole = end_to_end_rate(net, ctx, options.batch_size, options.num_workers, records)
             ratios.append(whole / forward)
-            print("forward {:6.1f} images/s   end to end {:6.1f}   ratio {:.3f}".format(forward, whole, ratios[-1]))
-    print("median ratio {:.3f}".format(statistics.median(ratios)))
+            print(f"forward {forward:6.1f} images/s   end to end {whole:6.1f}   ratio {ratios[-1]:.3f}")
+    print(f"median ratio {statistics.median(ratios):.3f}")
 
 
 if __name__ == "__main__":

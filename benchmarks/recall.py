@@ -66,19 +66,19 @@ def main():
 
     before = peak_mib()
     embeddings, labels = make_data(args.n, args.dim, args.classes)
-    print("{} x {}, {} classes, block {}".format(args.n, args.dim, args.classes, BLOCK))
-    print("numpy {}, {} processors".format(np.__version__, os.cpu_count()), flush=True)
+    print(f"{args.n} x {args.dim}, {args.classes} classes, block {BLOCK}")
+    print(f"numpy {np.__version__}, {os.cpu_count()} processors", flush=True)
     recalls, first = timed(recall_at_k, embeddings, labels, KS)
     memory = peak_mib() - before - embeddings.nbytes / 2**20
     ours, products = [first], [timed(full_product, embeddings)[1]]
     for _ in range(1, args.repeats):
         ours.append(timed(recall_at_k, embeddings, labels, KS)[1])
         products.append(timed(full_product, embeddings)[1])
-    print(", ".join("R@{} {:.4f}".format(k, recall) for k, recall in zip(KS, recalls)))
-    print("recall_at_k   {:8.1f} s".format(np.median(ours)))
-    print("X X^T         {:8.1f} s".format(np.median(products)))
-    print("ratio         {:8.3f}".format(np.median(ours) / np.median(products)))
-    print("memory        {:8.0f} MiB: peak resident size, less the embeddings and the bare interpreter".format(memory))
+    print(", ".join(f"R@{k} {recall:.4f}" for k, recall in zip(KS, recalls)))
+    print(f"recall_at_k   {np.median(ours):8.1f} s")
+    print(f"X X^T         {np.median(products):8.1f} s")
+    print(f"ratio         {np.median(ours) / np.median(products):8.3f}")
+    print(f"memory        {memory:8.0f} MiB: peak resident size, less the embeddings and the bare interpreter")
 
 
 if __name__ == "__main__":

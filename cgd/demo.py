@@ -33,7 +33,7 @@ def recalls(folder, name):
 
 def free_folder():
     """The next of runs/demo-1, runs/demo-2, ... that is not there yet."""
-    names = (Path("runs/demo-{}".format(number)) for number in range(1, 10**6))
+    names = (Path(f"runs/demo-{number}") for number in range(1, 10**6))
     return next(name for name in names if not (ROOT / name).exists())
 
 
@@ -42,7 +42,7 @@ def table(columns):
     width = max(map(len, columns))
     lines = ["         " + "  ".join(title.rjust(width) for title in columns)]
     for k in next(iter(columns.values())):
-        figures = ("{:.4f}".format(column[k]).rjust(width) for column in columns.values())
+        figures = (f"{column[k]:.4f}".rjust(width) for column in columns.values())
         lines.append("R@{:>4}:  {}".format(k, "  ".join(figures)))
     return "\n".join(lines)
 
@@ -71,7 +71,7 @@ def main():
     }
     print("\nDemo set, 50 kinds of birds that were never seen in training, R@K:\n")
     print(table(columns))
-    print("\n{:.0f} s in all. Queries and what they retrieve: {}/neighbours.png".format(time.time() - start, folder))
+    print(f"\n{time.time() - start:.0f} s in all. Queries and what they retrieve: {folder}/neighbours.png")
 
 
 if __name__ == "__main__":

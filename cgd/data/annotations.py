@@ -31,7 +31,7 @@ def read_numbered(file):
     for number, (word, rest) in read_rows(file, 2):
         key = whole_number(word, file, number)
         if key in table:
-            raise InputError("{}:{}: image {} is there twice".format(file, number, key))
+            raise InputError(f"{file}:{number}: image {key} is there twice")
         table[key] = number, rest.strip()
     return table
 
@@ -42,7 +42,7 @@ def read_boxes(file):
     for number, row in read_rows(file, 5):
         image_id = whole_number(row[0], file, number)
         if image_id in boxes:
-            raise InputError("{}:{}: image {} has a box already".format(file, number, image_id))
+            raise InputError(f"{file}:{number}: image {image_id} has a box already")
         boxes[image_id] = checked_box([_pixels(word, file, number) for word in row[1:]], file, number)
     return boxes
 
@@ -56,18 +56,18 @@ def read_list(file):
     lines = _lines(file)
     header = lines[0][1].split()
     if header[:2] != ["image_id", "class_id"] or header[-1] != "path" or not set(header[2:-1]) <= EXTRA_COLUMNS:
-        raise InputError("{}:{}: expected the header 'image_id class_id path'".format(file, lines[0][0]))
+        raise InputError(f"{file}:{lines[0][0]}: expected the header 'image_id class_id path'")
     rows, seen = [], set()
     for number, row in _split(lines[1:], len(header), file):
         image_id, class_id = [whole_number(word, file, number) for word in row[:-1]][:2]
         path = row[-1].strip()
         for key, what in ((image_id, "image {}"), (path, "{!r}")):
             if key in seen:
-                raise InputError("{}:{}: {} is listed twice".format(file, number, what.format(key)))
+                raise InputError(f"{file}:{number}: {what.format(key)} is listed twice")
             seen.add(key)
         rows.append((number, image_id, class_id, path))
     if not rows:
-        raise InputError("{}: lists no images".format(file))
+        raise InputError(f"{file}: lists no images")
     return rows
 
 
@@ -78,20 +78,20 @@ def read_partition(file):
     """
     lines = _lines(file)
     if len(lines) < 2 or lines[1][1].split() != ["image_name", "item_id", "evaluation_status"]:
-        raise InputError("{}: expected a count, then the header 'image_name item_id evaluation_status'".format(file))
+        raise InputError(f"{file}: expected a count, then the header 'image_name item_id evaluation_status'")
     count = whole_number(lines[0][1].strip(), file, lines[0][0])
     rows, seen = [], set()
     for number, line in lines[2:]:
         words = line.rsplit(None, 2)
         if len(words) != 3 or words[2] not in ("train", "query", "gallery"):
-            raise InputError("{}:{}: expected a path, an item, and train, query or gallery".format(file, number))
+            raise InputError(f"{file}:{number}: expected a path, an item, and train, query or gallery")
         path = words[0].strip()
         if path in seen:
-            raise InputError("{}:{}: {!r} is listed twice".format(file, number, path))
+            raise InputError(f"{file}:{number}: {path!r} is listed twice")
         seen.add(path)
         rows.append((number, path, words[1], words[2]))
     if len(rows) != count:
-        raise InputError("{}:1: announces {} images, and {} follow; is it whole?".format(file, count, len(rows)))
+        raise InputError(f"{file}:1: announces {count} images, and {len(rows)} follow; is it whole?")
     return rows
 
 
@@ -108,44 +108,44 @@ def read_cars(file, path_field):
     for number, values in enumerate(read_structs(file, "annotations", fields), 1):
         path, label, *corners = [_only(field, file, number) for field in values]
         if not isinstance(path, str):
-            raise InputError("{}:{}: expected a file's name, found {!r}".format(file, number, path))
+            raise InputError(f"{file}:{number}: expected a file's name, found {path!r}")
         label, x1, y1, x2, y2 = (_whole_value(value, file, number) for value in (label, *corners))
         rows.append((number, path, label, checked_box([x1, y1, x2 - x1, y2 - y1], file, number)))
     if not rows:
-        raise InputError("{}: annotates no images".format(file))
+        raise InputError(f"{file}: annotates no images")
     return rows
 
 
 def must_be_file(file):
     """Raises InputError where `file` is missing or no file."""
     if not Path(file).is_file():
-        raise InputError("{}: no such file; is --data-dir the data set's folder?".format(file))
+        raise InputError(f"{file}: no such file; is --data-dir the data set's folder?")
 
 
 def whole_number(word, file, number):
     """The int of a word of plain digits. Raises InputError for anything else, naming the line `number`."""
     if _WHOLE.fullmatch(word):
         return int(word)
-    raise InputError("{}:{}: expected a whole number, found {!r}".format(file, number, word))
+    raise InputError(f"{file}:{number}: expected a whole number, found {word!r}")
 
 
 def checked_box(box, file, number):
     """The box (x, y, w, h) as a tuple. Raises InputError where it has no area or cannot lie in a picture."""
     x, y, w, h = box
     if w < 1 or h < 1:
-        raise InputError("{}:{}: a box of no area ({} x {} pixels)".format(file, number, w, h))
+        raise InputError(f"{file}:{number}: a box of no area ({w} x {h} pixels)")
     if x < 0 or y < 0 or max(box) > MAX_COORDINATE:
-        raise InputError("{}:{}: the box {} lies outside of any picture".format(file, number, tuple(box)))
+        raise InputError(f"{file}:{number}: the box {tuple(box)} lies outside of any picture")
     return x, y, w, h
 
 
 def inside(folder, path, file, number):
     """The path of a picture, as text, under its data folder. Raises InputError where it leads out of there."""
     if not path.isprintable():
-        raise InputError("{}:{}: {!r} is no file's name".format(file, number, path))
+        raise InputError(f"{file}:{number}: {path!r} is no file's name")
     if path.startswith("/") or ".." in path.split("/"):
-        raise InputError("{}:{}: {!r} leads out of the data folder".format(file, number, path))
-    return "{}/{}".format(folder, path)
+        raise InputError(f"{file}:{number}: {path!r} leads out of the data folder")
+    return f"{folder}/{path}"
 
 
 def _lines(file):
@@ -153,12 +153,12 @@ def _lines(file):
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise InputError("{}: {}; is --data-dir the data set's folder?".format(file, error.strerror))
+        raise InputError(f"{file}: {error.strerror}; is --data-dir the data set's folder?")
     except UnicodeDecodeError:
-        raise InputError("{}: not a text file in UTF-8".format(file))
+        raise InputError(f"{file}: not a text file in UTF-8")
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
-        raise InputError("{}: empty".format(file))
+        raise InputError(f"{file}: empty")
     return lines
 
 
@@ -166,23 +166,23 @@ def _split(lines, columns, file):
     rows = [(number, line.split(None, columns - 1)) for number, line in lines]
     for number, row in rows:
         if len(row) != columns:
-            raise InputError("{}:{}: expected {} columns, found {}".format(file, number, columns, len(row)))
+            raise InputError(f"{file}:{number}: expected {columns} columns, found {len(row)}")
     return rows
 
 
 def _pixels(word, file, number):
     if not _NUMBER.fullmatch(word):
-        raise InputError("{}:{}: expected a number, found {!r}".format(file, number, word))
+        raise InputError(f"{file}:{number}: expected a number, found {word!r}")
     return int(float(word))
 
 
 def _only(values, file, number):
     if len(values) != 1:
-        raise InputError("{}:{}: expected one value in each field".format(file, number))
+        raise InputError(f"{file}:{number}: expected one value in each field")
     return values[0]
 
 
 def _whole_value(value, file, number):
     if isinstance(value, (int, float)) and value == value and abs(value) <= MAX_COORDINATE:
         return int(value)
-    raise InputError("{}:{}: expected a number, found {!r}".format(file, number, value))
+    raise InputError(f"{file}:{number}: expected a number, found {value!r}")

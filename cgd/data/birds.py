@@ -80,7 +80,7 @@ def draw_demo(folder, classes=100, images_per_class=24, seed=0, progress=iter):
     Returns the folder as a Path. Raises InputError if `folder` is there and holds anything else.
     """
     folder = Path(folder)
-    made = "drawing {}: {} classes of {} pictures, seed {}\n".format(DRAWING, classes, images_per_class, seed)
+    made = f"drawing {DRAWING}: {classes} classes of {images_per_class} pictures, seed {seed}\n"
     if folder.exists():
         return _check_drawn(folder, made)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def draw_demo(folder, classes=100, images_per_class=24, seed=0, progress=iter):
 
 def _check_drawn(folder, made):
     if not (folder / "drawn.txt").is_file() or (folder / "drawn.txt").read_text() != made:
-        raise InputError("{} is there, and is not {}".format(folder, made.strip()))
+        raise InputError(f"{folder} is there, and is not {made.strip()}")
     return folder
 
 
@@ -108,15 +108,15 @@ def _draw_classes(folder, classes, images_per_class, seed, progress):
     looks = [_look(np.random.RandomState([seed, label, 0])) for label in range(1, classes + 1)]
     for label in progress(range(1, classes + 1)):
         name = "{:03d}.{}".format(label, looks[label - 1]["name"])
-        lists["classes"].append("{} {}".format(label, name))
+        lists["classes"].append(f"{label} {name}")
         (folder / "images" / name).mkdir(parents=True)
         for index in range(1, images_per_class + 1):
             image, box = _picture(np.random.RandomState([seed, label, index]), looks, label - 1)
             path = "{}/{}_{:04d}.jpg".format(name, looks[label - 1]["name"], index)
             image.save(str(folder / "images" / path), quality=88)
             number = len(lists["images"]) + 1
-            lists["images"].append("{} {}".format(number, path))
-            lists["image_class_labels"].append("{} {}".format(number, label))
+            lists["images"].append(f"{number} {path}")
+            lists["image_class_labels"].append(f"{number} {label}")
             lists["bounding_boxes"].append("{} {:.1f} {:.1f} {:.1f} {:.1f}".format(number, *box))
     for name, lines in lists.items():
         (folder / (name + ".txt")).write_text("\n".join(lines) + "\n")

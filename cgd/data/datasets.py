@@ -50,7 +50,7 @@ def cub200(folder):
 def demo(folder):
     """The demo set, drawn where it is missing, in CUB's layout: the first half of its classes is for training."""
     if not Path(folder).exists():
-        print("drawing the demo set: {}".format(folder))
+        print(f"drawing the demo set: {folder}")
         birds.draw_demo(folder)
     classes = len(read_rows(Path(folder) / "classes.txt", 2))
     return _cub_layout(folder, train_classes=classes // 2)
@@ -70,8 +70,8 @@ def cars196(folder):
         labelled = [where / "cars_test_annos_withlabels.mat" for where in (folder / "devkit", folder)]
         if not any(file.exists() for file in labelled):
             raise InputError(
-                "{}: expected cars_annos.mat, or devkit/cars_train_annos.mat and devkit/{}; see bash download.sh "
-                "cars196".format(folder, labelled[0].name)
+                f"{folder}: expected cars_annos.mat, or devkit/cars_train_annos.mat and devkit/{labelled[0].name}; see bash download.sh "
+                "cars196"
             )
         sources = [
             (folder / "devkit" / "cars_train_annos.mat", "fname", folder / "cars_train"),
@@ -88,7 +88,7 @@ def cars196(folder):
 def sop(folder):
     """Stanford Online Products from its own lists, whole pictures."""
     folder = Path(folder)
-    train, test = (partial(_listed, folder / "Ebay_{}.txt".format(half), folder) for half in ("train", "test"))
+    train, test = (partial(_listed, folder / f"Ebay_{half}.txt", folder) for half in ("train", "test"))
     return {"train": train, "test": test()}
 
 
@@ -126,7 +126,7 @@ def folders(folder):
     classes = _class_names(folder)
     half = len(classes) // 2
     if len(classes) == 1:
-        raise InputError("{}: one class only; half of the classes are for training, half for test".format(folder))
+        raise InputError(f"{folder}: one class only; half of the classes are for training, half for test")
     return {"train": partial(_class_folders, folder, classes[:half]), "test": _class_folders(folder, classes[half:])}
 
 
@@ -185,9 +185,7 @@ def load(name, folder=None, train_txt=None, test_txt=None, bbox_txt=None, galler
     source = SOURCES[name]
     folder = Path(folder or source.folder)
     if not folder.is_dir() and name != "demo":
-        raise InputError(
-            "{}: no such folder; --data-dir names the data set's, bash download.sh gets one".format(folder)
-        )
+        raise InputError(f"{folder}: no such folder; --data-dir names the data set's, bash download.sh gets one")
     if test_txt:
         halves = _from_lists(folder, train_txt, test_txt, bbox_txt, gallery_txt, need_training)
     elif train_txt or bbox_txt or gallery_txt:
@@ -195,9 +193,9 @@ def load(name, folder=None, train_txt=None, test_txt=None, bbox_txt=None, galler
     elif source.read:
         halves = source.read(folder)
     else:
-        raise InputError("--dataset {}: give its list files, --train-txt and --test-txt".format(name))
+        raise InputError(f"--dataset {name}: give its list files, --train-txt and --test-txt")
     if not halves["test"]:
-        raise InputError("{}: no pictures to test on".format(folder))
+        raise InputError(f"{folder}: no pictures to test on")
     train = halves.pop("train", None)
     if callable(train):
         train = train() if need_training else None
@@ -264,8 +262,8 @@ def check_trainable(dataset):
     alone = [paths[0] for paths in images.values() if len(paths) == 1]
     if alone:
         raise InputError(
-            "{}: the only training image of its class, which so has no positive pair (as have {} of {} classes): add "
-            "pictures of the class, or leave it out".format(alone[0], len(alone), len(images))
+            f"{alone[0]}: the only training image of its class, which so has no positive pair (as have {len(alone)} of {len(images)} classes): add "
+            "pictures of the class, or leave it out"
         )
 
 
@@ -274,9 +272,7 @@ def check_ranks(dataset):
     most = len(dataset.gallery) if dataset.gallery else len(dataset.test) - 1
     if max(dataset.ranks) > most:
         raise InputError(
-            "Recall@{0}: each query is searched in {1} images, so K can be {1} at most; --recallk chooses".format(
-                max(dataset.ranks), most
-            )
+            f"Recall@{max(dataset.ranks)}: each query is searched in {most} images, so K can be {most} at most; --recallk chooses"
         )
 
 
@@ -294,7 +290,7 @@ def _cub_layout(folder, train_classes):
     records, classes = [], {}
     for image_id, (number, path) in read_numbered(file).items():
         if image_id not in labels:
-            raise InputError("{}:{}: image {} has no class in {}".format(file, number, image_id, labels_file.name))
+            raise InputError(f"{file}:{number}: image {image_id} has no class in {labels_file.name}")
         line, word = labels[image_id]
         label = _from_one(whole_number(word, labels_file, line), labels_file, line)
         identity = classes.setdefault(label, Class(label, Path(path).parent.name))
@@ -319,7 +315,7 @@ def _from_lists(folder, train_txt, test_txt, bbox_txt, gallery_txt, need_trainin
         try:
             halves["train"] = _listed(train_txt, folder)
         except InputError as error:
-            print("warning: --train-txt is left out of the statistics: {}".format(error), file=sys.stderr)
+            print(f"warning: --train-txt is left out of the statistics: {error}", file=sys.stderr)
     return halves
 
 
@@ -351,7 +347,7 @@ def _class_folders(folder, classes=None):
         raise InputError("{}: expected a folder for each class, with {} in it".format(folder, " ".join(PICTURES)))
     if ignored:
         names = " ".join(PICTURES)
-        print("{}: left out {} files, not {}; first {}".format(folder, len(ignored), names, ignored[0]))
+        print(f"{folder}: left out {len(ignored)} files, not {names}; first {ignored[0]}")
     return records
 
 
@@ -374,7 +370,7 @@ def _numbered(*halves):
 
 def _from_one(label, file, number):
     if label < 1:
-        raise InputError("{}:{}: classes are numbered from 1, found {}".format(file, number, label))
+        raise InputError(f"{file}:{number}: classes are numbered from 1, found {label}")
     return label
 
 
@@ -382,7 +378,7 @@ def _box_of(image_id, boxes, file, number):
     if boxes is None:
         return None
     if image_id not in boxes:
-        raise InputError("{}:{}: image {} has no bounding box".format(file, number, image_id))
+        raise InputError(f"{file}:{number}: image {image_id} has no bounding box")
     return boxes[image_id]
 
 
@@ -392,7 +388,7 @@ def _check_counts(name, halves, counts, by_hand):
     by_hand : the halves are from lists that the user gave. These may be any, so there is a warning only
     """
     if "gallery" in counts and "gallery" not in halves:
-        raise InputError("--dataset {}: its queries need their gallery; give --gallery-txt too".format(name))
+        raise InputError(f"--dataset {name}: its queries need their gallery; give --gallery-txt too")
     differ = []
     for half, records in halves.items():
         expected = counts.get(half)
@@ -421,7 +417,7 @@ def _check_pictures(halves):
         if name not in listed[folder]:
             missing.append(record.path)
     if missing:
-        raise InputError("{} of {} images are missing, the first of them {}".format(len(missing), count, missing[0]))
+        raise InputError(f"{len(missing)} of {count} images are missing, the first of them {missing[0]}")
 
 
 def _names(folder):

@@ -19,7 +19,7 @@ def whole(least):
         except ValueError:
             value = least - 1
         if value < least:
-            raise argparse.ArgumentTypeError("expected a whole number from {}, found {!r}".format(least, text))
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least}, found {text!r}")
         return value
 
     return parse
@@ -30,7 +30,7 @@ def ranks(text):
     try:
         return tuple(whole(1)(word) for word in text.split(","))
     except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError("expected whole numbers from 1, as in 1,2,4,8, found {!r}".format(text))
+        raise argparse.ArgumentTypeError(f"expected whole numbers from 1, as in 1,2,4,8, found {text!r}")
 
 
 def add_data_flags(parser, default, crop_default="crops where there are boxes"):
@@ -39,20 +39,20 @@ def add_data_flags(parser, default, crop_default="crops where there are boxes"):
     default, crop_default : what is meant without --dataset, and without --cropped and --uncropped, in words
     """
     add = parser.add_argument
-    add("--dataset", choices=list(datasets.SOURCES), help="default: {}".format(default))
+    add("--dataset", choices=list(datasets.SOURCES), help=f"default: {default}")
     add("--data-dir", metavar="DIR", help="folder of the data set (default: where download.sh puts it, in ./data)")
     add("--train-txt", metavar="FILE", help="list of training images, instead of the data set's own annotation files")
     add("--test-txt", metavar="FILE", help="list of test images; of queries where there is a gallery")
     add("--gallery-txt", metavar="FILE", help="list of the images that the queries are searched in")
     add("--bbox-txt", metavar="FILE", help="bounding boxes of the listed images")
     crop = parser.add_mutually_exclusive_group()
-    help_ = "crop to the bounding boxes (default: {})".format(crop_default)
+    help_ = f"crop to the bounding boxes (default: {crop_default})"
     crop.add_argument("--cropped", action="store_true", default=None, help=help_)
     crop.add_argument("--uncropped", dest="cropped", action="store_false", help="whole pictures")
     add("--recallk", type=ranks, metavar="K,K,...", help="the K of Recall@K (default: the data set's)")
     help_ = "go on without up to N pictures that cannot be read (default: 0)"
     add("--skip-unreadable", type=whole(0), default=0, metavar="N", help=help_)
-    help_ = "processes that decode; 0 for none (default: one a core, {} at most)".format(MAX_WORKERS)
+    help_ = f"processes that decode; 0 for none (default: one a core, {MAX_WORKERS} at most)"
     add("--num-workers", type=whole(0), default=min(machine.usable_cores(), MAX_WORKERS), metavar="N", help=help_)
 
 
@@ -67,7 +67,7 @@ def load_dataset(options, name, cropped=True, need_training=True):
     files = (options.data_dir, options.train_txt, options.test_txt, options.bbox_txt, options.gallery_txt)
     dataset = datasets.load(name, *files, need_training=need_training)
     if options.cropped and dataset.test[0].box is None:
-        raise InputError("--cropped: {} has no bounding boxes; --bbox-txt gives those of listed images".format(name))
+        raise InputError(f"--cropped: {name} has no bounding boxes; --bbox-txt gives those of listed images")
     if not (cropped if options.cropped is None else options.cropped):
         dataset = datasets.whole_pictures(dataset)
     dataset = dataset._replace(ranks=options.recallk or dataset.ranks)
@@ -76,9 +76,7 @@ def load_dataset(options, name, cropped=True, need_training=True):
     lonely = datasets.count_lonely(dataset)
     if lonely:
         print(
-            "warning: {} of {} queries have no other image of their class to find, and count as misses".format(
-                lonely, len(dataset.test)
-            ),
+            f"warning: {lonely} of {len(dataset.test)} queries have no other image of their class to find, and count as misses",
             file=sys.stderr,
         )
     return dataset

@@ -31,10 +31,10 @@ def read_image(path):
         image = mx.image.imdecode(data)
         image.wait_to_read()  # decoding is asynchronous, and so would be its error
     except OSError as error:
-        raise InputError("{}: {}".format(path, error.strerror or error))
+        raise InputError(f"{path}: {error.strerror or error}")
     except (mx.base.MXNetError, ValueError) as error:
         reason = "cannot be decoded" if isinstance(error, mx.base.MXNetError) else error
-        raise InputError("{}: {}".format(path, reason))
+        raise InputError(f"{path}: {reason}")
     return image
 
 
@@ -48,7 +48,7 @@ def _check_whole(data):
         try:
             Image.open(io.BytesIO(data)).verify()  # the checksums, not the pixels
         except Exception as error:  # Pillow raises SyntaxError and others
-            raise ValueError("broken PNG file ({})".format(error))
+            raise ValueError(f"broken PNG file ({error})")
     elif not data.startswith(BMP):
         raise ValueError("expected a JPEG, PNG or BMP picture" if data else "empty file")
 
@@ -60,7 +60,7 @@ def crop(image, box):
     x, y, w, h = box
     height, width = image.shape[:2]
     if x < 0 or y < 0 or x >= width or y >= height:
-        raise InputError("the box {} begins outside the picture of {} x {}".format(box, width, height))
+        raise InputError(f"the box {box} begins outside the picture of {width} x {height}")
     return image[y : min(y + h, height), x : min(x + w, width)]
 
 
@@ -131,7 +131,7 @@ def _cropped(record):
     try:
         return crop(image, record.box)
     except InputError as error:  # which does not know the file's name
-        raise InputError("{}: {}".format(record.path, error))
+        raise InputError(f"{record.path}: {error}")
 
 
 def eval_batches(count, batch_size):

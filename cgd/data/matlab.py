@@ -18,7 +18,7 @@ def read_structs(file, variable, fields):
     Raises InputError for a file that cannot be read, or has not these, and where scipy is not installed.
     """
     if not importlib.util.find_spec("scipy"):
-        raise InputError("{}: reading MATLAB files needs scipy: pip install scipy".format(file))
+        raise InputError(f"{file}: reading MATLAB files needs scipy: pip install scipy")
     words = [sys.executable, "-m", "cgd.data.matlab", str(Path(file).absolute()), variable, *fields]
     done = subprocess.run(words, cwd=str(Path(__file__).parents[2]), capture_output=True, text=True)
     if done.returncode == 0:

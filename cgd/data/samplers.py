@@ -31,9 +31,7 @@ class IdentitySampler:
     def __init__(self, identities, batch_size, images_per_identity, seed, stop, start=0, worker=(0, 1)):
         if batch_size < 1 or images_per_identity < 1 or batch_size % images_per_identity:
             raise InputError(
-                "--batch-size {}: expected a positive multiple of --images-per-identity {}".format(
-                    batch_size, images_per_identity
-                )
+                f"--batch-size {batch_size}: expected a positive multiple of --images-per-identity {images_per_identity}"
             )
         self.per_batch = batch_size // images_per_identity
         self.per_identity = images_per_identity
@@ -44,9 +42,7 @@ class IdentitySampler:
         self.groups = np.split(order, firsts[1:])  # the records of each identity
         if len(self.groups) < self.per_batch:
             raise InputError(
-                "a batch wants {} identities (--batch-size over --images-per-identity), the data set has {}".format(
-                    self.per_batch, len(self.groups)
-                )
+                f"a batch wants {self.per_batch} identities (--batch-size over --images-per-identity), the data set has {len(self.groups)}"
             )
 
     def __len__(self):

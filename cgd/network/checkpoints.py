@@ -57,7 +57,7 @@ class Checkpoint:
     def _check(self):
         arguments = set(self.symbol.list_arguments())
         if "data" not in arguments:
-            raise InputError("{}-symbol.json: expected a graph with the input 'data'".format(self.prefix))
+            raise InputError(f"{self.prefix}-symbol.json: expected a graph with the input 'data'")
         file = self.prefix + "-0000.params"
         states = set(self.symbol.list_auxiliary_states())
         weights.check_names((arguments - {"data"}) | states, set(self.arg_params) | set(self.aux_params), file)
@@ -65,14 +65,14 @@ class Checkpoint:
         try:
             arg_shapes, _, aux_shapes = self.symbol.infer_shape_partial(data=(1, 3, height, width))
         except (mx.base.MXNetError, TypeError, ValueError):
-            raise InputError("{}-symbol.json: not a network for pictures of {} x {}".format(self.prefix, width, height))
+            raise InputError(f"{self.prefix}-symbol.json: not a network for pictures of {width} x {height}")
         expected = dict(zip(self.symbol.list_arguments(), arg_shapes))
         expected.update(zip(self.symbol.list_auxiliary_states(), aux_shapes))
         for name, value in dict(self.arg_params, **self.aux_params).items():
             if expected[name] and expected[name] != value.shape:
-                raise InputError("{}: {} has shape {}, expected {}".format(file, name, value.shape, expected[name]))
+                raise InputError(f"{file}: {name} has shape {value.shape}, expected {expected[name]}")
             if not np.isfinite(value.asnumpy()).all():
-                raise InputError("{}: {} holds values that are not finite".format(file, name))
+                raise InputError(f"{file}: {name} holds values that are not finite")
 
     def graph(self, ctx):
         """The network as the graph says it: a block, images (N, 3, H, W) -> embedding (N, dim)."""
@@ -135,8 +135,8 @@ def _read_symbol(file):
         _check_graph(json.loads(Path(file).read_text(encoding="utf-8")))
         return mx.sym.load(file)
     except (mx.base.MXNetError, ValueError, RecursionError) as error:
-        reason = "" if isinstance(error, mx.base.MXNetError) else " ({})".format(error)
-        raise InputError("{}: not a graph that MXNet can read{}; is it whole?".format(file, reason))
+        reason = "" if isinstance(error, mx.base.MXNetError) else f" ({error})"
+        raise InputError(f"{file}: not a graph that MXNet can read{reason}; is it whole?")
 
 
 def _check_graph(graph):
@@ -149,7 +149,7 @@ def _check_graph(graph):
         outputs = [int(node.get("attrs", {}).get("num_outputs", 1)) for node in nodes]
         sound = all(0 <= link[0] < place and 0 <= link[1] < outputs[link[0]] for place, link in links)
     except (TypeError, KeyError, IndexError, AttributeError) as error:
-        raise ValueError("{} {}".format(type(error).__name__, error))
+        raise ValueError(f"{type(error).__name__} {error}")
     if not sound or not graph["heads"]:
         raise ValueError("its links lead nowhere")
     if not all(isinstance(name, str) and name.isascii() and name.isprintable() for name in names):
@@ -161,7 +161,7 @@ def _read_params(file):
     try:
         return _split(read_arrays(file))
     except ValueError as error:
-        raise InputError("{}: {}".format(file, error))
+        raise InputError(f"{file}: {error}")
 
 
 def _split(params):
@@ -178,9 +178,9 @@ def _read_description(file):
     try:
         description = json.loads(Path(file).read_text())
     except (ValueError, RecursionError) as error:
-        raise InputError("{}: not JSON ({})".format(file, error))
+        raise InputError(f"{file}: not JSON ({error})")
     if not isinstance(description, dict):
-        raise InputError("{}: expected a JSON object".format(file))
+        raise InputError(f"{file}: expected a JSON object")
     _rename(description)
     for key, example in RELEASED.items():
         value = description.get(key, example)
@@ -189,11 +189,11 @@ def _read_description(file):
         else:
             fits = type(value) is type(example) and value != ""
         if not fits or (key.startswith("image_") and not 1 <= value <= MAX_IMAGE_SIDE):
-            raise InputError("{}: {} is {!r}; expected something like {!r}".format(file, key, value, example))
+            raise InputError(f"{file}: {key} is {value!r}; expected something like {example!r}")
         if isinstance(example, list) and not (len(value) == 3 and all(map(_is_number, value))):
-            raise InputError("{}: {} is {!r}; expected three numbers".format(file, key, value))
+            raise InputError(f"{file}: {key} is {value!r}; expected three numbers")
         if key == "std" and min(value) <= 0:
-            raise InputError("{}: std is {!r}; expected three numbers above 0".format(file, value))
+            raise InputError(f"{file}: std is {value!r}; expected three numbers above 0")
     if "gem_p" in description:
         description["gem_p"] = float(description["gem_p"])  # so that the network is the same with 3 as with 3.0
     return description
@@ -219,5 +219,5 @@ def _must_exist(file):
     prefix = file[: -len("-symbol.json")] if file.endswith("-symbol.json") else file[: -len("-0000.params")]
     hint = "a checkpoint is named by what stands before -symbol.json"
     if Path(prefix + ".tar.gz").exists():
-        hint = "unpack {0}.tar.gz first: tar zxf {0}.tar.gz -C {1}".format(prefix, Path(prefix).parent)
-    raise InputError("{}: no such file; {}".format(file, hint))
+        hint = f"unpack {prefix}.tar.gz first: tar zxf {prefix}.tar.gz -C {Path(prefix).parent}"
+    raise InputError(f"{file}: no such file; {hint}")

@@ -21,10 +21,10 @@ OPTIONS = (
 def check_branches(config, dim, fusion="concat", architecture="CGD"):
     """Raises InputError unless `config` names descriptors, each once, that can share `dim`."""
     if not config or set(config) - set("SMG") or len(set(config)) != len(config):
-        raise InputError("configuration {!r}: expected letters of S, M and G, each at most once".format(config))
+        raise InputError(f"configuration {config!r}: expected letters of S, M and G, each at most once")
     if fusion not in FUSIONS:
-        raise InputError("fusion {!r}: expected 'concat' or 'sum'".format(fusion))
+        raise InputError(f"fusion {fusion!r}: expected 'concat' or 'sum'")
     if architecture not in ARCHITECTURES:
-        raise InputError("architecture {!r}: expected 'CGD', 'A' or 'B'".format(architecture))
+        raise InputError(f"architecture {architecture!r}: expected 'CGD', 'A' or 'B'")
     if dim < 1 or (fusion == "concat" and architecture != "B" and dim % len(config)):
-        raise InputError("dim {}: expected a positive multiple of {} for {!r}".format(dim, len(config), config))
+        raise InputError(f"dim {dim}: expected a positive multiple of {len(config)} for {config!r}")

@@ -29,12 +29,12 @@ def read_arrays(file):
         elsewhere = [at for at in _devices(data) if data[at : at + len(CPU)] != CPU]
         arrays = mx.nd.load_frombuffer(_on_cpu(data, elsewhere)) if elsewhere else mx.nd.load(str(file))
     except OSError as error:
-        raise InputError("{}: {}".format(file, error.strerror))
+        raise InputError(f"{file}: {error.strerror}")
     except (mx.base.MXNetError, ValueError) as error:
-        reason = "" if isinstance(error, mx.base.MXNetError) else " ({})".format(error)
-        raise InputError("{}: not a parameter file that MXNet can read{}; is it whole?".format(file, reason))
+        reason = "" if isinstance(error, mx.base.MXNetError) else f" ({error})"
+        raise InputError(f"{file}: not a parameter file that MXNet can read{reason}; is it whole?")
     if not isinstance(arrays, dict):
-        raise InputError("{}: expected named parameters".format(file))
+        raise InputError(f"{file}: expected named parameters")
     return arrays
 
 
@@ -73,13 +73,13 @@ def _devices(data):
         devices.append(device)
     (names,), at = _take("Q", data, at)
     if names not in (0, arrays):
-        raise ValueError("{} names for {} arrays".format(names, arrays))
+        raise ValueError(f"{names} names for {arrays} arrays")
     for _ in range(names):
         (length,), at = _take("Q", data, at)
         data[at : at + length].decode("ascii")
         at += length
     if at != len(data):
-        raise ValueError("{} bytes where {} were expected".format(len(data), at))
+        raise ValueError(f"{len(data)} bytes where {at} were expected")
     return devices
 
 
@@ -97,12 +97,12 @@ def _device_and_end(data, at):
         (dimensions,), at = _take("i", data, at)
         size_layout = "q"
     if storage != 0 or not 1 <= dimensions <= MAX_DIMENSIONS:
-        raise ValueError("an array of unknown layout, at byte {}".format(at))
+        raise ValueError(f"an array of unknown layout, at byte {at}")
     sizes, at = _take(size_layout * dimensions, data, at)
     device = at
     (_, _, kind), at = _take("iii", data, at)
     if kind not in ITEM_SIZES or min(sizes) < 1:
-        raise ValueError("an array without values or of unknown type, at byte {}".format(at))
+        raise ValueError(f"an array without values or of unknown type, at byte {at}")
     values = ITEM_SIZES[kind]
     for size in sizes:
         values *= size
@@ -114,5 +114,5 @@ def _take(layout, data, at):
     layout = "<" + layout
     end = at + struct.calcsize(layout)
     if end > len(data):
-        raise ValueError("it ends after {} bytes".format(len(data)))
+        raise ValueError(f"it ends after {len(data)} bytes")
     return struct.unpack_from(layout, data, at), end

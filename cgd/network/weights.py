@@ -35,12 +35,10 @@ def zoo_file(backbone):
     try:
         return model_store.get_model_file(backbone)
     except ValueError as error:
-        raise InputError("no ImageNet weights for {}: {}; {}".format(backbone, error, ways_out))
+        raise InputError(f"no ImageNet weights for {backbone}: {error}; {ways_out}")
     except Exception as error:  # requests and urllib3 have a class for each way a download fails
         raise InputError(
-            "the ImageNet weights of {} could not be downloaded ({}); {}, or set MXNET_GLUON_REPO to a mirror".format(
-                backbone, type(error).__name__, ways_out
-            )
+            f"the ImageNet weights of {backbone} could not be downloaded ({type(error).__name__}); {ways_out}, or set MXNET_GLUON_REPO to a mirror"
         )
 
 
@@ -54,7 +52,7 @@ def set_parameters(parameters, values, source):
         expected, shape = parameter.shape, values[name].shape
         # 0 stands for a size that is known only once a picture has gone through
         if expected and (len(expected) != len(shape) or any(e not in (0, n) for e, n in zip(expected, shape))):
-            raise InputError("{}: {} has shape {}, expected {}".format(source, name, shape, expected))
+            raise InputError(f"{source}: {name} has shape {shape}, expected {expected}")
     for name, parameter in parameters.items():
         parameter.shape = values[name].shape
         if parameter._data is None:
@@ -67,4 +65,4 @@ def check_names(expected, found, source):
     for names, trouble in ((expected - found, "lacks"), (found - expected, "has unknown")):
         if names:
             some = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
-            raise InputError("{} {} {} parameter(s): {}".format(source, trouble, len(names), some))
+            raise InputError(f"{source} {trouble} {len(names)} parameter(s): {some}")

@@ -65,7 +65,7 @@ class Evaluator:
 def _embeddings(embeddings, records, readable):
     """`Embeddings`: the pictures that could be read."""
     if not readable.any():
-        raise InputError("none of the {} test pictures could be read".format(len(records)))
+        raise InputError(f"none of the {len(records)} test pictures could be read")
     records = [record for record, whole in zip(records, readable) if whole]
     return Embeddings(embeddings[readable], np.array([record.identity for record in records]), records)
 
@@ -104,4 +104,4 @@ class Extractor:
 
 def report(ranks, recalls):
     """The lines `R@   1: 0.7681`, as the authors' evaluation code prints them."""
-    return "\n".join("R@{:4d}: {:.4f}".format(k, recall) for k, recall in zip(ranks, recalls))
+    return "\n".join(f"R@{k:4d}: {recall:.4f}" for k, recall in zip(ranks, recalls))

@@ -44,9 +44,9 @@ def recall_at_k(embeddings, labels, ks, gallery=None, gallery_labels=None, *, bl
     """
     ks = [index(k) for k in ks]
     if not ks or min(ks) < 1:
-        raise ValueError("ks must hold at least one K, each 1 or more, but is {}".format(ks))
+        raise ValueError(f"ks must hold at least one K, each 1 or more, but is {ks}")
     if block < 1:
-        raise ValueError("block must be 1 or more, but is {}".format(block))
+        raise ValueError(f"block must be 1 or more, but is {block}")
     if (gallery is None) != (gallery_labels is None):
         raise ValueError("gallery and gallery_labels go together: give both or neither")
     queries = items = _images("embeddings", embeddings, "labels", labels)
@@ -77,7 +77,7 @@ def nearest(embeddings, k, gallery=None):
     _check_columns(x, y)
     most = len(y) - (gallery is None)
     if not 1 <= k <= most:
-        raise ValueError("k must be from 1 to {}, the number of items to search, but is {}".format(most, k))
+        raise ValueError(f"k must be from 1 to {most}, the number of items to search, but is {k}")
     a, b = _points(x, y)
     columns = slice(0, len(y))
     floor, found = np.empty(len(x)), np.empty((len(x), k), np.intp)
@@ -261,9 +261,9 @@ def _slices(stop, size, start=0):
 def _images(name, vectors, labels_name, labels):
     vectors, labels = _vectors(name, vectors), np.asarray(labels)
     if labels.shape != (len(vectors),):
-        raise ValueError("{} must have the shape ({},), but has {}".format(labels_name, len(vectors), labels.shape))
+        raise ValueError(f"{labels_name} must have the shape ({len(vectors)},), but has {labels.shape}")
     if labels.dtype.kind not in "iu":
-        raise ValueError("{} must be integers, but are {}".format(labels_name, labels.dtype))
+        raise ValueError(f"{labels_name} must be integers, but are {labels.dtype}")
     return _Images(vectors, labels.astype(np.int64))
 
 
@@ -271,13 +271,13 @@ def _vectors(name, vectors):
     with np.errstate(over="ignore"):  # what overflows here is reported below
         vectors = np.asarray(vectors, np.float32)
     if vectors.ndim != 2 or 0 in vectors.shape:
-        raise ValueError("{} must have rows and columns, but has the shape {}".format(name, vectors.shape))
+        raise ValueError(f"{name} must have rows and columns, but has the shape {vectors.shape}")
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
-        raise ValueError("{}: row {} is not finite in float32".format(name, finite.argmin()))
+        raise ValueError(f"{name}: row {finite.argmin()} is not finite in float32")
     return vectors
 
 
 def _check_columns(x, y):
     if x.shape[1] != y.shape[1]:
-        raise ValueError("embeddings have {} columns, but the gallery has {}".format(x.shape[1], y.shape[1]))
+        raise ValueError(f"embeddings have {x.shape[1]} columns, but the gallery has {y.shape[1]}")

@@ -83,9 +83,9 @@ def main():
         with np.load(options.embeddings) as archive:
             kept = {name: archive[name] for name in names}
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError("{}: not what test.py --save-embeddings writes ({})".format(options.embeddings, error))
+        raise InputError(f"{options.embeddings}: not what test.py --save-embeddings writes ({error})")
     neighbours(kept, options.picture, options.queries, options.neighbours, options.seed)
-    print("written: {}".format(options.picture))
+    print(f"written: {options.picture}")
 
 
 if __name__ == "__main__":

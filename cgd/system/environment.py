@@ -92,7 +92,7 @@ def _explain(error):
     """One line for the dynamic linker's complaint: the wheel that is missing, or the build that fits this machine."""
     missing = re.search(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object file", str(error))
     if not missing:
-        return "MXNet cannot be loaded: {}".format(error)
+        return f"MXNet cannot be loaded: {error}"
     library = missing.group(1)
     if library == "libcuda.so.1":
         return (
@@ -100,10 +100,8 @@ def _explain(error):
             "it by the CPU build: pip uninstall -y mxnet-cu112, then pip install -r requirements-cpu.txt"
         )
     if library in CUDA_LIBRARIES:
-        return "MXNet needs {}: pip install -r requirements.txt (the wheel {} has it)".format(
-            library, CUDA_LIBRARIES[library]
-        )
-    return "MXNet needs the system library {}, which this machine lacks".format(library)
+        return f"MXNet needs {library}: pip install -r requirements.txt (the wheel {CUDA_LIBRARIES[library]} has it)"
+    return f"MXNet needs the system library {library}, which this machine lacks"
 
 
 def _import_mxnet():
@@ -154,11 +152,11 @@ def context(gpu):
     capabilities = machine.gpu_capabilities(machine.open_driver()) if built_with_cuda else []
     if gpu < len(capabilities):
         if not machine.has_code_for(capabilities[gpu]):
-            raise InputError("--gpu {}: {}; --gpu -1 asks for the CPU".format(gpu, machine.no_code(capabilities[gpu])))
+            raise InputError(f"--gpu {gpu}: {machine.no_code(capabilities[gpu])}; --gpu -1 asks for the CPU")
         return mx.gpu(gpu)
-    found = "{} GPU(s) found".format(len(capabilities)) if built_with_cuda else "this is MXNet's CPU build"
+    found = f"{len(capabilities)} GPU(s) found" if built_with_cuda else "this is MXNet's CPU build"
     if gpu > 0 or capabilities:
-        raise InputError("--gpu {}: {}; --gpu -1 asks for the CPU".format(gpu, found))
+        raise InputError(f"--gpu {gpu}: {found}; --gpu -1 asks for the CPU")
     print("{}: running on the CPU ({} threads)".format(found, os.environ["OMP_NUM_THREADS"]), file=sys.stderr)
     return mx.cpu()
 
@@ -174,7 +172,7 @@ def memory_for(advice):
     except mx.base.MXNetError as error:
         if not _OUT_OF_MEMORY.search(str(error)):
             raise
-        raise InputError("out of memory; {}".format(advice))
+        raise InputError(f"out of memory; {advice}")
 
 
 _OUT_OF_MEMORY = re.compile("out of memory|failed to allocate|allocation failed|ALLOC_FAILED|bad_alloc", re.IGNORECASE)

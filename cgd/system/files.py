@@ -14,7 +14,7 @@ def replacing(path):
     The name keeps its ending, for writers that choose a format by it. Raises InputError if it cannot be written.
     """
     path = Path(path)
-    part = path.with_name(".part-{}-{}".format(os.getpid(), path.name))
+    part = path.with_name(f".part-{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -22,7 +22,7 @@ def replacing(path):
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise InputError("{}: cannot be written ({})".format(path, error.strerror or error))
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})")
     finally:
         if part.exists():
             part.unlink()
@@ -32,11 +32,11 @@ def must_be_writable(path):
     """Raises InputError where `path` could not be written later: better now than after hours of work."""
     path = Path(path)
     if path.is_dir():
-        raise InputError("{}: is a folder; expected a file's name".format(path))
-    part = path.with_name(".part-{}-{}".format(os.getpid(), path.name))
+        raise InputError(f"{path}: is a folder; expected a file's name")
+    part = path.with_name(f".part-{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
         part.unlink()
     except OSError as error:
-        raise InputError("{}: cannot be written ({})".format(path, error.strerror))
+        raise InputError(f"{path}: cannot be written ({error.strerror})")

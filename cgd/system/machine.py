@@ -97,7 +97,7 @@ def main():
         print("requirements.txt")
         return
     for capability in capabilities:
-        print("{}: taking the CPU build".format(no_code(capability)), file=sys.stderr)
+        print(f"{no_code(capability)}: taking the CPU build", file=sys.stderr)
     print("requirements-cpu.txt")
 
 
