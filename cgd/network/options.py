@@ -1,10 +1,10 @@
-"""What a network is built from: the names of its options, and which of their values go together. Without MXNet."""
+"""The options of the network: their names, and checks of their values. Does not import MXNet."""
 
 from cgd.system.errors import InputError
 
 ARCHITECTURES, FUSIONS = ("CGD", "A", "B"), ("concat", "sum")
 
-# What it takes to build a network again: arguments of CGD, fields of a recipe, keys of a checkpoint's description.
+# Everything needed to rebuild a network: arguments of CGD, fields of a recipe, keys of a checkpoint's description.
 OPTIONS = (
     "config",
     "dim",
@@ -19,7 +19,7 @@ OPTIONS = (
 
 
 def check_branches(config, dim, fusion="concat", architecture="CGD"):
-    """Raises InputError unless `config` names descriptors, each once, that can share `dim`."""
+    """Raises InputError unless `config` is valid, `dim` is divisible among its branches, and the choices are known."""
     if not config or set(config) - set("SMG") or len(set(config)) != len(config):
         raise InputError(f"configuration {config!r}: expected letters of S, M and G, each at most once")
     if fusion not in FUSIONS:

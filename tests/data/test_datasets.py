@@ -109,7 +109,7 @@ def official_counts(monkeypatch, name, **counts):
 @pytest.mark.parametrize("half", ["train", "test"])
 def test_official_files_with_another_number_of_images_are_an_error(small_demo, monkeypatch, half):
     official_counts(monkeypatch, "demo", **dict({"train": (4, 24), "test": (4, 24)}, **{half: (5, 25)}))
-    with pytest.raises(InputError, match="{} split has 4 classes and 24 images, the official one 5 and 25".format(half)):
+    with pytest.raises(InputError, match=f"{half} split has 4 classes and 24 images, the official one 5 and 25"):
         datasets.load("demo", small_demo)
 
 
