@@ -43,8 +43,8 @@ def table(columns):
     width = max(map(len, columns))
     lines = ["         " + "  ".join(title.rjust(width) for title in columns)]
     for k in next(iter(columns.values())):
-        figures = (f"{column[k]:.4f}".rjust(width) for column in columns.values())
-        lines.append("R@{:>4}:  {}".format(k, "  ".join(figures)))
+        values = (f"{column[k]:.4f}".rjust(width) for column in columns.values())
+        lines.append(f"R@{k:>4}:  {'  '.join(values)}")
     return "\n".join(lines)
 
 
