@@ -78,8 +78,8 @@ problem() { # PATH
     [ "$found" = "$check" ] || echo "$found, expected $check"
 }
 
-# Sets `archive` to a verified copy of FILE: FOLDER/FILE if the user has put it there, otherwise a download. Downloads are
-# always named FOLDER/FILE.part, so that a file without .part is the user's.
+# Sets `archive` to a verified copy of FILE: FOLDER/FILE if the user has put it there, otherwise a download. Downloads
+# are always named FOLDER/FILE.part, so that a file without .part is the user's.
 fetch() { # FILE, FOLDER, ADVICE IF IT CANNOT BE DOWNLOADED
     local file=$1 bytes check addresses address wrong
     IFS='|' read -r _ bytes check addresses < <(table | grep "^$file|")
@@ -166,7 +166,7 @@ exists() { # TARGET
     [ -e "$1" ] && echo "already exists: $1"
 }
 
-# Creates data/NAME from all FILEs. INSIDE is . if the archives contain the folder NAME, NAME if they contain its content.
+# Creates data/NAME from all FILEs. INSIDE is . if the archives contain the folder NAME, NAME if only its content.
 folder() { # NAME, INSIDE, ADVICE IF A FILE CANNOT BE DOWNLOADED, FILE...
     local name=$1 inside=$2 if_missing=$3 file missing copies=()
     shift 3
