@@ -26,7 +26,7 @@ car_ims.tgz|-|md5 d5c8f0aa497503f355e17dc7886c3f14|http://imagenet.stanford.edu/
 cars_annos.mat|-|md5 b407c6086d669747186bd1d764ff9dbc|http://imagenet.stanford.edu/internal/car196/cars_annos.mat
 Stanford_Online_Products.zip|-|md5 7f73d41a2f44250d4779881525aea32e|http://ftp.cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip https://drive.usercontent.google.com/download?id=1TclrpQOF_ullUP99wk_gjGN8pKvtErG8&export=download&confirm=t
 list_eval_partition.txt|-|rows 52712 announced: 25882 train, 14218 query, 12612 gallery, 0 other|
-img.zip|-|zip whole|
+img.zip|-|zip intact|
 $released.tar.gz|-|git 636fe4286699aed108c1becfa8ce6aec376670f9|https://raw.githubusercontent.com/naver/cgd/master/checkpoints/$released.tar.gz https://github.com/naver/cgd/raw/master/checkpoints/$released.tar.gz
 resnet50_v1-0aee57f9.zip|-|params 0aee57f96768c0a2d5b23a6ec91eb08dfb0a45ce|$zoo/gluon/models/resnet50_v1-0aee57f9.zip https://apache-mxnet.s3.amazonaws.com/gluon/models/resnet50_v1-0aee57f9.zip
 resnet50_v1-cc729d95.zip|-|params cc729d95031ca98cf2ff362eb57dee4d9994e4b2|$zoo/gluon/models/resnet50_v1-cc729d95.zip https://apache-mxnet.s3.amazonaws.com/gluon/models/resnet50_v1-cc729d95.zip
@@ -58,7 +58,7 @@ contents() { # KIND, PATH, FILE
     params) python '
 import hashlib, sys, zipfile
 print(hashlib.sha1(zipfile.ZipFile(sys.argv[1]).read(sys.argv[2])).hexdigest())' "$2" "${3%.zip}.params" ;;
-    zip) python 'import sys, zipfile; print(zipfile.ZipFile(sys.argv[1]).testzip() and "broken" or "whole")' "$2" ;;
+    zip) python 'import sys, zipfile; print(zipfile.ZipFile(sys.argv[1]).testzip() and "corrupt" or "intact")' "$2" ;;
     rows) python '
 import collections, sys
 first, header, *rows = [line.split() for line in open(sys.argv[1], encoding="utf-8")]

@@ -604,7 +604,7 @@ def test_cars196_says_what_to_get_by_hand(project, by_hand):
 
 def offer_inshop(project, rows=ROWS, check=SMALL_LIST, img=IMG, **options):
     project.offer("list_eval_partition.txt", b"", check=check, paths=[])
-    project.offer("img.zip", b"", check="zip whole", paths=[])
+    project.offer("img.zip", b"", check="zip intact", paths=[])
     project.data.mkdir()
     (project.data / "list_eval_partition.txt").write_bytes(list_of(rows, **options))
     (project.data / "img.zip").write_bytes(img)
@@ -863,7 +863,7 @@ def test_the_real_table():
         "md5": "[0-9a-f]{32}",
         "git": "[0-9a-f]{40}",
         "params": "[0-9a-f]{40}",
-        "zip": "whole",
+        "zip": "intact",
         "rows": ".* 0 other",
     }
     names = [row[0] for row in real_table()]

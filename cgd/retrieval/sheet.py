@@ -78,8 +78,12 @@ def main():
     parser = errors.Parser(description="Draw random queries and their nearest neighbours.")
     parser.add_argument("embeddings", metavar="EMBEDDINGS.npz", help="file written by test.py --save-embeddings")
     parser.add_argument("image", metavar="OUT.png", help="image to write")
-    parser.add_argument("--queries", type=flags.whole(1), default=8, metavar="N", help="random queries (default: 8)")
-    parser.add_argument("--neighbours", type=flags.whole(1), default=8, metavar="K", help="of each query (default: 8)")
+    parser.add_argument(
+        "--queries", type=flags.whole(1), default=8, metavar="N", help="number of random queries (default: 8)"
+    )
+    parser.add_argument(
+        "--neighbours", type=flags.whole(1), default=8, metavar="K", help="neighbours per query (default: 8)"
+    )
     parser.add_argument("--seed", type=flags.whole(0), default=0, help="seed of the choice of queries (default: 0)")
     options = parser.parse_args()
     names = ("embeddings", "identities", "paths", "boxes", "gallery")
