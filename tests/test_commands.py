@@ -421,4 +421,4 @@ def test_a_picture_of_neighbours_of_no_embeddings_is_told(tmp_path, monkeypatch,
     content = {"nothing": b"", "half": file.read_bytes()[:100], "text": b"hello", "another archive": file.read_bytes()}
     file.write_bytes(content[what])
     result = command_here(monkeypatch, capfd, "cgd/figures.py", file, tmp_path / "n.png")
-    assert_one_line(result, "e.npz: not what test.py")
+    assert_one_line(result, "e.npz: not a file written by test.py")
