@@ -110,7 +110,9 @@ class _Worker:
         self.connection, theirs = multiprocessing.Pipe()
         arguments = (theirs, self.slots, view, [self.connection, *others])
         self.process = multiprocessing.get_context("fork").Process(target=_serve, args=arguments, daemon=True)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until the process has handlers of its own
         self.process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self.asked = 0
 
@@ -151,6 +153,7 @@ def _serve(connection, slots, view, others):
     """The loop of a loader process, until its parent has ended."""
     for number in STOPS:  # Ctrl-C goes to the whole group; the parent decides when to end this process
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     for other in others:
         other.close()
     try:
