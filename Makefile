@@ -16,7 +16,7 @@ lint: .venv/ready-for-tests
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-# The CPU build of MXNet, or the GPU build where a GPU that it has code for is found: see cgd/machine.py.
+# The CPU build of MXNet, or the GPU build where a GPU that it has code for is found: see cgd/system/machine.py.
 .venv/ready: requirements.txt requirements-cpu.txt
 	@requirements=$$($(PYTHON) -m cgd.system.machine) && echo "installing $$requirements into .venv" && \
 	$(PYTHON) -m venv .venv && \

@@ -32,6 +32,17 @@ RESUME = "resume a stopped run; flags for devices, workers and paths, and more -
 # What a checkpoint to fine-tune decides: its network and the preprocessing.
 INHERITED = (*OPTIONS, "image_width", "image_height", "mean", "std")
 
+# Flags that --resume may not change, and what in a run's record must be the same.
+FIXED = ("dataset", "seed", "from_scratch", "pretrained_model")
+COMPARED = {
+    "data": "numbers of classes and images",
+    "data_sha1": "images, classes or boxes",
+    "ranks": "--recallk",
+    "tf32_allowed": "precision (--tf32)",
+    "kvstore": "--kvstore",
+    "workers": "number of workers",
+}
+
 
 def gpus(text):
     """ "0,1" -> [0, 1]."""
@@ -88,38 +99,48 @@ def read_record(folder):
     return record
 
 
-def check_the_same(record, dataset):
-    """Raises InputError if the resumed run had another number of images."""
-    before, now = record.get("data"), json.loads(json.dumps(datasets.counts(dataset)))
-    if before not in (None, now):
-        raise InputError(f"--resume: the run's data had {before} classes and images, now {now}")
-
-
 def resumed(words):
     """The options, the recipe and the record of the run to resume: its own, overridden by the flags given now.
 
-    Raises InputError for a flag that would change the experiment.
+    Raises InputError for a flag that would change the experiment. What the flags lead to is compared by `check_record`.
     """
     given = arguments(words)
-    record = read_record(given.resume)
+    folder, record = given.resume, read_record(given.resume)
+    if given.output_dir:
+        raise InputError("--resume and --output-dir exclude each other: a resumed run stays in its folder")
     own = [str(word) for word in record["command"][1:]]
-    before, options = arguments(own), arguments(own + words)
+    try:
+        before, options = arguments(own), arguments(own + words)
+    except InputError as error:
+        raise InputError(f"--resume {folder}: with the run's own flags, {error}")
     recipe = recipes.from_record(record["recipe"])
     changed = recipes.overlaid(recipe, given)
     if changed.iterations > recipe.iterations:
         record = dict(record, command=record["command"] + ["--iterations", str(changed.iterations)])
         recipe = replace(recipe, iterations=changed.iterations)
     differ = list(recipes.text_of_changes(recipe, changed))
-    fixed = ("dataset", "seed", "cropped", "recallk")
-    differ += [name for name in fixed if getattr(before, name) != getattr(options, name)]
-    if options.tf32 and not environment.tf32_allowed():  # too late: the libraries are loaded
-        raise InputError(f"--resume {given.resume}: this run was started with --tf32; give --tf32 again")
+    differ += [name for name in FIXED if getattr(before, name) != getattr(options, name)]
+    if not (Path(folder) / "state.npz").exists() and name_of(before.backbone_params) != name_of(
+        options.backbone_params
+    ):
+        differ.append("backbone_params")  # no state yet: the weights matter
     if differ:
         raise InputError(
             "--resume {}: {} would make it another run; start a new one, with --output-dir. Only --iterations may be "
-            "raised".format(given.resume, " and ".join(map(recipes.flag, differ)))
+            "raised".format(folder, " and ".join(map(recipes.flag, differ)))
         )
     return options, recipe, record
+
+
+def name_of(file):
+    return file and Path(file).name
+
+
+def check_record(record, now):
+    """Raises InputError if the run to resume had other data, K, precision or workers than it would have now."""
+    for key, what in COMPARED.items():
+        if key in record and record[key] != json.loads(json.dumps(now[key])):
+            raise InputError(f"--resume: the run had other {what}: {record[key]}, now {now[key]}")
 
 
 def recipe_of(options):
@@ -152,12 +173,16 @@ def run_folder(options, recipe):
     return folder
 
 
-def new_record(dataset):
-    """The record of a new run: command, data and versions."""
+def new_record(options, dataset, store):
+    """The record of a new run: command, data, machines and versions."""
     return {
         "command": sys.argv,
         "data": datasets.counts(dataset),
+        "data_sha1": datasets.digests(dataset),
+        "ranks": dataset.ranks,
         "tf32_allowed": environment.tf32_allowed(),
+        "kvstore": options.kvstore,
+        "workers": store.num_workers if store else 1,
         "versions": environment.versions(),
         "git_commit": environment.git_commit(),
     }
@@ -176,8 +201,9 @@ def train(options, recipe, record, store):
     """
     dataset = flags.load_dataset(options, options.dataset)
     datasets.check_trainable(dataset)
+    now = new_record(options, dataset, store)
     if record:
-        check_the_same(record, dataset)
+        check_record(record, now)
     unreadable = loader.Unreadable(options.skip_unreadable)
     loaders = trainer.loaders(dataset, recipe, options.num_workers, options.eval_batch_size, unreadable)
     devices = [environment.context(number) for number in options.gpu]
@@ -190,7 +216,7 @@ def train(options, recipe, record, store):
     if record:
         state.restore(training)
     if training.leads:
-        keep_arguments(folder, record or new_record(dataset), recipe)
+        keep_arguments(folder, record or now, recipe)
         print("run: {}{}".format(folder, f", from iteration {training.iteration}" if record else ""))
     if store:
         store._barrier()  # all have read the state before the first one writes it

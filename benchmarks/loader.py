@@ -1,16 +1,16 @@
-"""How fast training batches come, by the pictures' size and the number of loader processes, or of threads.
+"""Rate of training batches, by image size and number of loader processes.
 
     python benchmarks/loader.py
 
-Each figure is a ratio to the bare decoding of the same files by one core, measured right before it. The
-pictures are drawn. train.py has processes; Gluon's loader has threads too.
+Each figure is a ratio to the bare decoding of the same files by one core, measured right before it. The images are
+drawn.
 """
 
 import argparse
 import sys
 import tempfile
 import time
-from itertools import islice, product
+from itertools import islice
 from pathlib import Path
 
 from pipeline import draw
@@ -18,10 +18,8 @@ from pipeline import draw
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cgd.data import flags, images, samplers  # noqa: E402
+from cgd.data.loader import AHEAD, Loader  # noqa: E402
 from cgd.system import machine  # noqa: E402
-from cgd.system.environment import mx  # noqa: E402
-
-AHEAD = 2  # batches that Gluon's loader has under way for each worker
 
 
 def decode_rate(records):
@@ -31,23 +29,17 @@ def decode_rate(records):
     return len(records) / (time.time() - start)
 
 
-def loader_rate(records, workers, threads, batches, batch_size):
-    """Images a second, between two moments with as many batches ahead: a training run starts its processes once."""
+def loader_rate(records, workers, batches, batch_size):
+    """Images/s between two moments with equally many batches ahead: a training run starts its processes once."""
     identities = [record.identity for record in records]
     sampler = samplers.IdentitySampler(identities, batch_size, 4, 0, batches + 1 + AHEAD * workers)
-    view = images.TrainingView(records, (224, 224), (252, 252))
-    if threads:
-        load = mx.gluon.data.DataLoader
-        loaded = load(view, batch_sampler=sampler, batchify_fn=images.stack, num_workers=workers, thread_pool=True)
-    else:
-        loaded = images.loader(view, sampler, workers)
-    loaded = iter(loaded)
+    loader = Loader(images.TrainingView(records, (224, 224), (252, 252)), batch_size, workers)
+    loaded = loader.batches(sampler)
     next(loaded)
     start = time.time()
     count = sum(len(identities) for _, identities, _ in islice(loaded, batches))
     rate = count / (time.time() - start)
-    for _ in loaded:  # what is under way would be under way still while the next is timed
-        pass
+    loader.close()
     return rate
 
 
@@ -63,13 +55,12 @@ def main():
                 record._replace(identity=number // 4, box=None)
                 for number, record in enumerate(draw(folder, 128, width, height))
             ]
-            for kind, workers in [("processes", 0), *product(["processes", "threads"], options.num_workers)]:
+            for workers in (0, *options.num_workers):
                 bare = decode_rate(records)
-                rate = loader_rate(records, workers, kind == "threads", options.batches, options.batch_size)
+                rate = loader_rate(records, workers, options.batches, options.batch_size)
                 print(
-                    "{} x {}, {} {}: {:6.1f} images/s, {:.2f} of bare decoding by one core ({:.1f})".format(
-                        width, height, workers, kind, rate, rate / bare, bare
-                    ),
+                    f"{width} x {height}, {workers} processes: {rate:6.1f} images/s, "
+                    f"{rate / bare:.2f} of bare decoding by one core ({bare:.1f})",
                     flush=True,
                 )
 

@@ -1,9 +1,9 @@
-"""How much of the network's speed is left when pictures have to be read first.
+"""The rate of an evaluation end to end, as a share of the rate of the forward pass alone.
 
     python benchmarks/pipeline.py
 
-Evaluates drawn pictures of CUB's usual size with ResNet-50, as test.py does, and prints the rate end to end over that
-of the forward pass alone, in pairs, in one process.
+Evaluates drawn images of CUB's usual size with ResNet-50, as test.py does, from files to descriptors. Both rates
+are measured in turn, in one process.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def forward_rate(net, ctx, batch_size, count):
 
 def end_to_end_rate(net, ctx, batch_size, workers, records):
     start = time.time()
-    evaluation.extract(net, records, PREPROCESSING, ctx, batch_size, workers, quiet=True)
+    evaluation.Extractor(records, PREPROCESSING, batch_size, workers)(net, ctx, quiet=True)
     return len(records) / (time.time() - start)
 
 

@@ -95,6 +95,13 @@ def command(*words, cwd=ROOT, **environment):
     )
 
 
+def leave(code, text=""):
+    """As errors.leave, but this process goes on."""
+    if text:
+        print(text, file=sys.stderr)
+    sys.exit(code)
+
+
 def command_here(monkeypatch, capfd, *words):
     """As `command`, but in this process, which saves the start of a Python.
 
@@ -106,7 +113,8 @@ def command_here(monkeypatch, capfd, *words):
         words = (words[1].replace(".", "/") + ".py", *words[2:])
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", list(map(str, words)))
-    monkeypatch.setattr(errors, "leave", sys.exit)
+    monkeypatch.setattr(errors, "leave", leave)
+    errors._asked.clear()
     handlers = {number: signal.getsignal(number) for number in errors.STOPS}
     errors._asked.clear()  # of a stop in an earlier test
     code = None

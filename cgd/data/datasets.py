@@ -4,6 +4,8 @@ Splits, ranks and sizes are the ones of the paper's protocol; each reader takes 
 layout. Whatever does not fit is an InputError that says which file, and what to do.
 """
 
+import hashlib
+import json
 import os
 import sys
 from collections import Counter, namedtuple
@@ -230,6 +232,20 @@ def counts(dataset):
     if dataset.gallery:
         halves = {"Train": dataset.train, "Query": dataset.test, "Gallery": dataset.gallery}
     return {name: (count_identities(half), len(half)) for name, half in halves.items() if half is not None}
+
+
+def digests(dataset):
+    """{split: SHA-1} of the images' names, classes and boxes. They do not depend on where the data folder is."""
+    splits = {"train": dataset.train, "test": dataset.test, "gallery": dataset.gallery}
+    return {name: _digest(records) for name, records in splits.items() if records is not None}
+
+
+def _digest(records):
+    digest = hashlib.sha1()
+    for record in records:
+        names = record.path.split("/")[-2:]
+        digest.update(json.dumps([names, record.identity, record.box, record.image_id]).encode())
+    return digest.hexdigest()
 
 
 def count_identities(records):

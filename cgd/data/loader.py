@@ -56,9 +56,12 @@ class Loader:
     def __init__(self, view, batch_size, num_workers=0, unreadable=None):
         self.view, self.unreadable = view, unreadable or Unreadable()
         self.workers = []
-        for _ in range(num_workers):
-            self.workers.append(_Worker(view, batch_size, [worker.connection for worker in self.workers]))
         self.close = weakref.finalize(self, _end, self.workers)  # when called, collected, or at exit
+        try:
+            for _ in range(num_workers):
+                self.workers.append(_Worker(view, batch_size, [worker.connection for worker in self.workers]))
+        except OSError as error:
+            raise InputError(f"no loader process could be started ({error.strerror}); try a lower --num-workers")
 
     def batches(self, batches):
         """Yields (pictures (N, H, W, 3) uint8 NDArray, identities (N,) int array, readable (N,) bool array).

@@ -2,7 +2,7 @@
 
 from cgd.system.errors import InputError
 
-ARCHITECTURES, FUSIONS = ("CGD", "A", "B"), ("concat", "sum")
+LETTERS, ARCHITECTURES, FUSIONS = "SMG", ("CGD", "A", "B"), ("concat", "sum")
 
 # What it takes to build a network again: arguments of CGD, fields of a recipe, keys of a checkpoint's description.
 OPTIONS = (
@@ -20,7 +20,7 @@ OPTIONS = (
 
 def check_branches(config, dim, fusion="concat", architecture="CGD"):
     """Raises InputError unless `config` names descriptors, each once, that can share `dim`."""
-    if not config or set(config) - set("SMG") or len(set(config)) != len(config):
+    if not config or set(config) - set(LETTERS) or len(set(config)) != len(config):
         raise InputError("configuration {!r}: expected letters of S, M and G, each at most once".format(config))
     if fusion not in FUSIONS:
         raise InputError("fusion {!r}: expected 'concat' or 'sum'".format(fusion))

@@ -177,7 +177,11 @@ def memory_for(advice):
         raise InputError("out of memory; {}".format(advice))
 
 
-_OUT_OF_MEMORY = re.compile("out of memory|failed to allocate|allocation failed|ALLOC_FAILED|bad_alloc", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|failed to allocate|allocation failed|ALLOC_FAILED|bad_alloc"
+    "|failed to find any .* convolution algorithm|(CUDNN|CUBLAS)_STATUS_NOT_INITIALIZED",
+    re.IGNORECASE,
+)
 
 
 def seed_everything(seed):

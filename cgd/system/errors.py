@@ -22,7 +22,7 @@ class InputError(Exception):
 class Parser(argparse.ArgumentParser):
     """As argparse's own, but what is wrong with the command line is an InputError, one line, and no flag is shortened.
 
-    cgd/environment.py looks for --tf32 before anything is parsed, and would not see --tf3.
+    cgd/system/environment.py looks for --tf32 before anything is parsed, and would not see --tf3.
     """
 
     def __init__(self, **options):
@@ -68,41 +68,45 @@ def run(main):
     Exit codes: 0; 2 after an InputError, or an OSError that names a file; 130 after a stop; 141 if nobody reads the
     output any more, as in `train.py | head`; 1 with a traceback after any other exception.
     """
-    code = STOPPED  # where a second stop comes while the first is being handled
+    _replace_closed_streams()
+    code, text = STOPPED, ""  # if a second stop comes while the first is handled
     _handle_stops()
     try:
         try:
             main()
             code = OK
         except BaseException as error:
-            for number in STOPS:
-                signal.signal(number, signal.SIG_IGN)
-            code = _explain(error)
+            code, text = _explain(error)
     finally:
-        leave(code)
+        leave(code, text)
+
+
+def _replace_closed_streams():
+    """`command >&-` leaves no sys.stdout. Opened here, the null device also takes the file descriptor, before a log."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
 
 
 def _explain(error):
-    """Prints what ended the command. Returns the exit code that goes with it."""
+    """The exit code that goes with what ended the command, and what to print."""
     if isinstance(error, SystemExit):
         if isinstance(error.code, str):
-            say(error.code)
-        return error.code if isinstance(error.code, int) else FAILED if error.code else OK
+            return FAILED, error.code
+        return error.code if isinstance(error.code, int) else FAILED if error.code else OK, ""
     if _asked or _is_a_stop(error):
-        say("\ninterrupted")
-        return STOPPED
+        return STOPPED, "\ninterrupted"
     if isinstance(error, InputError):
-        return report(error)
+        return BAD_INPUT, line_of(error)
     if isinstance(error, OSError) and error.filename:
-        return report(f"{error.filename}: {error.strerror or error}")
+        return BAD_INPUT, line_of(f"{error.filename}: {error.strerror or error}")
     if isinstance(error, OSError) and _reader_is_gone():
-        return READER_GONE
-    say("".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip())
-    return FAILED
+        return READER_GONE, ""
+    return FAILED, "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip()
 
 
 def _is_a_stop(error):
-    """Whether this is a KeyboardInterrupt, or an error met while one was handled."""
+    """Whether this is a KeyboardInterrupt, or an error raised while one was handled."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
@@ -116,30 +120,44 @@ def _reader_is_gone():
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
-def leave(code):
-    """Ends the process at once, and its loader processes. It never raises.
+def leave(code, text=""):
+    """Prints a text to standard error and ends the process at once, with its loader processes. It never raises.
 
-    Python's own way out is not taken: it waits for threads and runs destructors, which may wait for a process that has
-    ended.
+    Python's own exit is not used: it waits for threads and runs destructors, which may wait for a dead process. While
+    the output is written, a further stop ends the process in the usual way: there is nothing left to save, and the
+    reader of a pipe may have stalled.
     """
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):  # nobody reads it, the disk is full, or it is closed
-            code = code or (READER_GONE if _reader_is_gone() else FAILED)
-    for child in multiprocessing.active_children():
-        child.kill()
-    os._exit(code)
+    try:
+        for number in STOPS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+        for child in multiprocessing.active_children():
+            child.kill()
+        if text:
+            say(text)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):  # nobody reads it, the disk is full, or it is closed
+                code = code or (READER_GONE if _reader_is_gone() else FAILED)
+    finally:
+        os._exit(code)
+
+
+def line_of(error):
+    """The one line that reports an error."""
+    return "error: {}".format(" ".join(str(error).split()))
 
 
 def report(error):
     """Prints the error's one line and returns the exit code that goes with it."""
-    say("error: {}".format(" ".join(str(error).split())))
+    say(line_of(error))
     return BAD_INPUT
 
 
 def say(text):
+    """Prints to standard error, if anybody reads it."""
     try:
         print(text, file=sys.stderr)
     except (OSError, ValueError):
-        pass  # nobody reads it
+        pass

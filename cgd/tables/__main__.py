@@ -11,6 +11,7 @@ of these commands share the work, also on several machines with a common file sy
 """
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -232,7 +233,8 @@ def render(options):
         if options.render:
             file = wrote(results.write(record["name"], results.markdown(record), record, folder))
             if options.readme:
-                results.fill_in(options.readme, record["name"], results.digest(record, file))
+                link = os.path.relpath(str(file), str(options.readme.parent))
+                results.fill_in(options.readme, record["name"], results.digest(record, link))
         if options.plot:
             for file in plots.draw(record, folder):
                 wrote(file)

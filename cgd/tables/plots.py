@@ -1,5 +1,7 @@
 """Plots of a study's results: the configurations, and Recall@K against the dimensions of the descriptor."""
 
+import math
+
 from cgd.system.errors import InputError
 from cgd.system.files import replacing
 from cgd.tables.results import first_rank
@@ -14,13 +16,19 @@ def figure_of(width, height):
 
 
 def configurations(record, file):
-    """A box over the seeds for each configuration, in the table's order."""
+    """A point for each seed and a line at the mean, for each configuration, in the table's order."""
     rows = [row for row in record["tables"]["configurations"]["rows"] if row["runs"]]
     figure = figure_of(9, 4.5)
     axes = figure.subplots()
-    axes.boxplot([[100 * score for score in first_rank(row)] for row in rows])
-    axes.set_xticks(range(1, len(rows) + 1), [row["name"] for row in rows])
-    axes.set_ylabel("R@{} in %, {} seed(s)".format(record["ranks"][0], max(len(row["runs"]) for row in rows)))
+    for place, row in enumerate(rows):
+        scores = [100 * score for score in first_rank(row)]
+        axes.plot([place] * len(scores), scores, "o", color="C0", alpha=0.7)
+        axes.hlines(sum(scores) / len(scores), place - 0.3, place + 0.3, color="C1", linewidth=2)
+    low, high = axes.get_ylim()
+    axes.set_ylim(math.floor(low), math.ceil(high))
+    axes.set_xticks(range(len(rows)), [row["name"] for row in rows])
+    axes.set_ylabel("R@{} in %".format(record["ranks"][0]))
+    axes.text(0.01, 0.97, "points: seeds, line: mean", transform=axes.transAxes, va="top", fontsize=9)
     axes.set_title("configurations on {}".format(record["name"]))
     axes.grid(axis="y", alpha=0.3)
     with replacing(file) as part:

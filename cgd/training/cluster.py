@@ -8,12 +8,13 @@ dead scheduler. A process that loses its peers exits: none waits forever.
 import contextlib
 import ctypes
 import os
+import signal
 import sys
 import threading
 import time
 
 from cgd.system.environment import DMLC_ROLE, mx
-from cgd.system.errors import InputError, report
+from cgd.system.errors import STOPS, InputError, report
 
 ROLES = ("scheduler", "server", "worker")
 VARIABLES = {
@@ -62,6 +63,8 @@ def check(kind):
 
 def serve():
     """Runs the scheduler or a server until all workers have left. Ends the process if one of them dies."""
+    for number in STOPS:  # Python's handlers do not run while the library serves
+        signal.signal(number, signal.SIG_DFL)
     store = mx.kv.create("dist")
     server = mx.kvstore.kvstore_server.KVStoreServer(store)
     with Watch(store):

@@ -4,6 +4,7 @@ import numpy as np
 
 from cgd.data import images
 from cgd.system.environment import mx
+from cgd.system.errors import InputError
 from cgd.training import losses
 
 
@@ -28,7 +29,10 @@ class Objective:
         pictures : (N, H, W, 3) uint8 NDArray · identities : (N,) array
 
         Returns the total loss, a float, and {name: float} with both losses and the statistics of `losses.Hardest`.
+        Raises InputError for fewer images than devices.
         """
+        if len(identities) < len(self.devices):
+            raise InputError(f"only {len(identities)} images of a batch could be read, for {len(self.devices)} devices")
         shares = self.shares()
         outputs = []
         with mx.autograd.record():

@@ -77,8 +77,11 @@ def write_state(file, arrays, facts):
     for name, value in values.items():
         if not np.isfinite(value).all():
             raise InputError(f"{file}: {name} is not finite; what was saved before is left as it is")
-    with replacing(file) as part:
-        np.savez(str(part), **values, **{FACTS: np.array(json.dumps(facts))})
+    values[FACTS] = np.array(json.dumps(facts))
+    with replacing(file) as part, zipfile.ZipFile(str(part), "w") as archive:  # np.savez leaves it open on a full disk
+        for name, value in values.items():
+            with archive.open(name + ".npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, value, allow_pickle=False)
 
 
 def read_state(file):

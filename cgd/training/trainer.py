@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections import namedtuple
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,7 +26,9 @@ from cgd.training.objective import Objective
 from cgd.training.optimiser import Optimiser
 
 LOG_EVERY = 10
-SAVE_SECONDS = 600  # between saves of the state, unless --save-every gives a number of iterations
+# Between saves of the state, unless --save-every gives a number of iterations. On several machines a process that loses
+# its peers ends at once, without a save.
+SAVE_SECONDS, SAVE_SECONDS_CLUSTER = 600, 60
 
 # training : Loader of augmented pictures · evaluator : evaluation.Evaluator
 Loaders = namedtuple("Loaders", "training evaluator")
@@ -53,6 +56,10 @@ def build(recipe, dataset, devices):
     net.initialize(ctx=devices)
     net.hybridize(static_alloc=True)
     return net
+
+
+class NotFinite(InputError):
+    """A loss is not finite."""
 
 
 class Trainer:
@@ -91,8 +98,8 @@ class Trainer:
         self.optimiser = Optimiser(net.collect_params(), recipe, store)
         self.diagnostics = Diagnostics(recipe, lambda text: tqdm.write(text, file=sys.stderr))
         self.iteration = 0
-        self.in_step = False  # during a step parameters and iteration do not belong together
-        self.saved_at = time.time()
+        self.updating = False  # during an update parameters and iteration do not belong together
+        self.saved_at, self.save_seconds = time.time(), SAVE_SECONDS_CLUSTER if store else SAVE_SECONDS
         self.evaluated = None  # the iteration of the last evaluation
         self.best = None  # (recalls, iteration)
         self.recalls = None  # of the last evaluation
@@ -103,20 +110,32 @@ class Trainer:
         A worker that does not lead returns None.
 
         Saves its state at each evaluation, and every `save_every` iterations, by default every SAVE_SECONDS. If a stop
-        or an error ends it early, it saves its state and the checkpoint `last` as of the last completed iteration.
-        Raises InputError if a loss is not finite; the state that was saved before is then kept.
+        or an error ends it early, it saves its state and the checkpoint `last` as of the last completed iteration; an
+        error in a forward pass may have updated the running statistics of batch norm once more. Raises InputError if
+        memory runs out, and NotFinite if a loss is not finite; the state that was saved before is then kept.
         """
         self.sampler.start = self.iteration
-        with open(self.folder / "log.jsonl" if self.leads else os.devnull, "a") as log, self._progress() as progress:
+        with self._open_log() as log, self._progress() as progress:
             try:
-                self._train(log, progress, save_every)
-                self._evaluate_once(log)
-                self._save_state(log)
-                self.save("last")
-            except BaseException:
-                self._save_after_error(log)
+                with memory_for(self._memory_advice()):
+                    self._train(log, progress, save_every)
+                    self._evaluate_once(log)
+                    self._save_state(log)
+                    self.save("last")
+            except BaseException as error:
+                if not self.updating and not isinstance(error, NotFinite):
+                    self._save_after_error(log)
                 raise
         return (self.recalls, *self.best) if self.leads else None
+
+    @contextmanager
+    def _open_log(self):
+        log = open(self.folder / "log.jsonl" if self.leads else os.devnull, "a")
+        try:
+            yield log
+        finally:
+            with suppress(OSError):  # a full disk, which `write_line` has reported
+                log.close()
 
     def _progress(self):
         return tqdm(total=self.recipe.iterations, initial=self.iteration, unit="it", disable=not self.leads)
@@ -125,6 +144,7 @@ class Trainer:
         meter = Meter()
         if self._evaluation_is_due():  # stopped between this iteration and its evaluation
             self._evaluate_once(log)
+            meter.restart()
         for pictures, identities, readable in meter.timed(self.loaders.training.batches(self.sampler)):
             with uninterrupted():
                 lr = self.optimiser.learning_rate(self.iteration)
@@ -134,9 +154,11 @@ class Trainer:
                 if logged:
                     figures = dict(iteration=self.iteration, lr=lr, **meter.take())
                     write_line(log, figures)
-                    self.diagnostics.look(figures)
-                progress.set_postfix_str(text, refresh=False)
-                progress.update()
+            # Printed where a stop can interrupt it: the reader of a pipe may have stalled.
+            progress.set_postfix_str(text, refresh=False)
+            progress.update()
+            if logged:
+                self.diagnostics.look(figures)
             if self._evaluation_is_due():
                 self._evaluate_once(log)
                 self._save_state(log)
@@ -149,30 +171,30 @@ class Trainer:
 
         with_norm : also the norm of the gradient over all parameters
 
-        Raises InputError for a loss that is not finite, before anything is updated, and when memory runs out.
+        Raises NotFinite for a loss that is not finite, before anything is updated.
         """
-        self.in_step = True
-        with memory_for(self._smaller_batch()):
-            total, values = self.objective.backward(pictures, identities)
-            if not math.isfinite(total):
-                raise InputError(
-                    "iteration {}: the ranking loss is {ranking_loss} and the classification loss "
-                    "{classification_loss}; training stops. Try a lower --lr".format(self.iteration + 1, **values)
-                )
-            norm = self.optimiser.step(self.iteration, with_norm)
+        total, values = self.objective.backward(pictures, identities)
+        if not math.isfinite(total):
+            raise NotFinite(
+                "iteration {}: the ranking loss is {ranking_loss} and the classification loss {classification_loss}; "
+                "training stops. Try a new run with a lower --lr".format(self.iteration + 1, **values)
+            )
+        self.updating = True
+        norm = self.optimiser.step(self.iteration, with_norm)
         if with_norm:
             values["gradient_norm"] = norm
         self.net.clamp_p()
         if with_norm and self.recipe.learn_p and "G" in self.recipe.config:
             values["gem_p"] = self.net.gem_p()
         self.iteration += 1
-        self.in_step = False
+        self.updating = False
         return values
 
-    def _smaller_batch(self):
+    def _memory_advice(self):
         recipe = self.recipe
-        half = max(1, recipe.batch_size // recipe.images_per_identity // 2) * recipe.images_per_identity
-        return f"try --batch-size {half}, or several devices, --gpus N,N"
+        half = recipe.batch_size // recipe.images_per_identity // 2 * recipe.images_per_identity
+        smaller = f"--batch-size {half}" if half else "smaller images"
+        return f"resume on several devices, --gpus N,N, or start a new run with {smaller}"
 
     def _evaluation_is_due(self):
         due = self.iteration % self.recipe.eval_every == 0 and 0 < self.iteration < self.recipe.iterations
@@ -186,17 +208,18 @@ class Trainer:
         """Recall@K of the test split. Saves the checkpoint `best` if the recall at the smallest K has improved."""
         ranks = self.dataset.ranks
         half = max(1, self.loaders.evaluator.extractor.batch_size // 2)
+        mx.nd.waitall()  # so that an error of the training comes here, and not with this advice:
         with memory_for(f"try --eval-batch-size {half}"):
-            self.recalls = self.loaders.evaluator(self.net.embed, self.devices[0]).recalls
+            recalls = self.loaders.evaluator(self.net.embed, self.devices[0]).recalls
         with uninterrupted():
-            write_line(log, {"iteration": self.iteration, "recall": dict(zip(map(str, ranks), self.recalls))})
-            text = "  ".join(f"R@{k} {recall:.4f}" for k, recall in zip(ranks, self.recalls))
-            tqdm.write(f"iteration {self.iteration:5d}  {text}")
-            self.evaluated = self.iteration
+            write_line(log, {"iteration": self.iteration, "recall": dict(zip(map(str, ranks), recalls))})
+            self.recalls, self.evaluated = recalls, self.iteration
             first = ranks.index(min(ranks))
-            if self.best is None or self.recalls[first] > self.best[0][first]:
-                self.best = (self.recalls, self.iteration)
+            if self.best is None or recalls[first] > self.best[0][first]:
+                self.best = (recalls, self.iteration)
                 self.save("best")
+        text = "  ".join(f"R@{k} {recall:.4f}" for k, recall in zip(ranks, recalls))
+        tqdm.write(f"iteration {self.iteration:5d}  {text}")
 
     def save(self, name):
         """Writes the checkpoint `name` with its description, if this worker leads."""
@@ -217,7 +240,7 @@ class Trainer:
 
     def _save_is_due(self, save_every):
         if save_every is None:
-            return time.time() - self.saved_at > SAVE_SECONDS
+            return time.time() - self.saved_at > self.save_seconds
         return save_every and self.iteration % save_every == 0
 
     def _save_state(self, log):
@@ -225,8 +248,6 @@ class Trainer:
             state.save(self, log)
 
     def _save_after_error(self, log):
-        if self.in_step:
-            return
         try:
             with uninterrupted():
                 self._save_state(log)

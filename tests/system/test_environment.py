@@ -8,6 +8,7 @@ import types
 import numpy as np
 import pytest
 
+import train
 from cgd.system import environment, machine
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
@@ -144,11 +145,11 @@ def test_the_flag_for_tf32_is_train_pys_and_cannot_be_shortened(monkeypatch, cap
         assert result.returncode == 2 and "unrecognized arguments: " + words[-1] in result.stderr
 
 
-def test_a_run_with_tf32_does_not_go_on_without(tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    (tmp_path / "arguments.json").write_text('{"recipe": {}, "command": ["train.py", "--dataset", "demo", "--tf32"]}')
-    result = command_here(monkeypatch, capfd, "train.py", "--resume", tmp_path)
-    assert result.returncode == 2 and "give --tf32 again" in result.stderr
+def test_a_run_with_tf32_is_not_resumed_without(tmp_path):
+    for before, now in ((True, False), (False, True)):
+        with pytest.raises(InputError, match=r"other precision \(--tf32\)"):
+            train.check_record({"tf32_allowed": before}, {"tf32_allowed": now})
+    train.check_record({"tf32_allowed": True}, {"tf32_allowed": True})
     job = runs.Study(tmp_path, "demo", ("--tf32",)).job(paper.TABLES["1"].rows[0], 0)
     assert "--tf32" in job.command(0) and "--tf32" in job.resume(0)
     job = runs.Study(tmp_path, "demo").job(paper.TABLES["1"].rows[0], 0)

@@ -1,5 +1,6 @@
 """How commands end: the exit code, what is printed, what is left behind."""
 
+import fcntl
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -140,3 +142,36 @@ def test_an_error_leaves_the_state_of_the_last_iteration(small_demo, tmp_path):
     assert process.returncode == 2 and "error: {}".format(data / "images") in told and "Traceback" not in told
     iteration = state.read_state(folder / "state.npz")[1]["iteration"]
     assert checkpoints.Checkpoint(folder / "last").description["iteration"] == iteration >= 10
+
+
+def test_a_run_whose_reader_has_stalled_can_be_stopped(small_demo, tmp_path):
+    """A pipe that is full and that nobody reads, as of a stopped `tee`."""
+    folder = tmp_path / "run"
+    words = ["train.py", "--dataset", "demo", "--data-dir", small_demo, "--output-dir", folder, *RUN.split()]
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words)], cwd=str(ROOT), stdout=writing, stderr=writing, start_new_session=True
+    )
+    os.close(writing)
+    log = folder / "log.jsonl"
+    assert wait_until(lambda: log.exists() and log.read_text(), 120)
+    assert wait_until(lambda: b"pipe_write" in Path(f"/proc/{process.pid}/wchan").read_bytes(), 60)
+    for _ in range(3):  # while it trains, while the bar is closed, while it says that it was interrupted
+        os.killpg(process.pid, signal.SIGTERM)
+        time.sleep(2)
+    assert process.wait(30) in (-signal.SIGTERM, 130)
+    iteration = state.read_state(folder / "state.npz")[1]["iteration"]
+    assert checkpoints.Checkpoint(folder / "last").description["iteration"] == iteration >= 10
+    assert wait_until(lambda: not any(map(running, members_of(process.pid))))
+    os.close(reading)
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_stream_changes_no_exit_code(closed):
+    """As with `command >&-`, where Python has no such stream."""
+    words = ["-c", PROGRAM.format("print('x')\n    print('y', file=sys.stderr)\n    raise errors.InputError('bad')")]
+    shell = 'exec "$0" "$@" {}'.format(">&-" if closed == "stdout" else "2>&-")
+    result = subprocess.run(["sh", "-c", shell, sys.executable, *words], cwd=str(ROOT), capture_output=True, text=True)
+    expected = ("", "y\nerror: bad\n") if closed == "stdout" else ("x\n", "")
+    assert (result.returncode, result.stdout, result.stderr) == (2, *expected)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cgd.data import datasets
 from cgd.network import checkpoints, model
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
@@ -150,9 +151,11 @@ def copy(whole, tmp_path):
         (["--margin", "0.2", "--dim", "8"], "--dim and --margin would make it another run"),
         (["--iterations", "82"], "--iterations would make it another run"),
         (["--seed", "4"], "--seed would make it another run"),
-        (["--uncropped"], "--cropped would make it another run"),
-        (["--recallk", "1,2"], "--recallk would make it another run"),
-        (["--pretrained-model", "somewhere"], "not allowed with"),
+        (["--uncropped"], "the run had other images, classes or boxes"),
+        (["--recallk", "1,2"], "the run had other --recallk: [1], now (1, 2)"),
+        (["--output-dir", "elsewhere"], "--resume and --output-dir exclude each other"),
+        (["--dataset", "folders"], "--dataset would make it another run"),
+        (["--pretrained-model", "somewhere"], "with the run's own flags, argument --pretrained-model: not allowed"),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -229,3 +232,25 @@ def test_to_open_a_state_runs_no_code(tmp_path):
     with pytest.raises(InputError, match="not the state of a run"):
         state.read_state(tmp_path / "state.npz")
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_images_of_a_resumed_run_are_the_same(small_demo):
+    """Not only as many: other splits, classes or boxes are other data; another place of the folder is not."""
+    dataset = datasets.load("demo", small_demo)
+    digests = datasets.digests(dataset)
+    swapped = dataset._replace(train=dataset.test, test=dataset.train)
+    assert datasets.digests(swapped) == {"train": digests["test"], "test": digests["train"]} != digests
+    assert datasets.digests(datasets.whole_pictures(dataset)) != digests
+    moved = [record._replace(path=record.path.replace(str(small_demo), "/elsewhere")) for record in dataset.train]
+    assert datasets.digests(dataset._replace(train=moved)) == digests
+
+
+def test_initial_weights_cannot_be_exchanged_before_the_first_save(copy, monkeypatch, capfd):
+    Path(copy, "state.npz").unlink()
+    result = command_here(monkeypatch, capfd, "train.py", "--resume", copy, "--backbone-params", "x.params")
+    assert result.returncode == 2 and "not allowed with" in result.stderr
+    record = json.loads(Path(copy, "arguments.json").read_text())
+    record["command"] = [word for word in record["command"] if word != "--from-scratch"]
+    Path(copy, "arguments.json").write_text(json.dumps(record))
+    result = command_here(monkeypatch, capfd, "train.py", "--resume", copy, "--backbone-params", "x.params")
+    assert result.returncode == 2 and "--backbone-params would make it another run" in result.stderr
