@@ -114,7 +114,6 @@ def command_here(monkeypatch, capfd, *words):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", list(map(str, words)))
     monkeypatch.setattr(errors, "leave", leave)
-    errors._asked.clear()
     handlers = {number: signal.getsignal(number) for number in errors.STOPS}
     errors._asked.clear()  # of a stop in an earlier test
     code = None
