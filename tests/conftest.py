@@ -110,7 +110,8 @@ def command_here(monkeypatch, capfd, *words):
     """
     capfd.readouterr()
     if words[0] == "-m":
-        words = (words[1].replace(".", "/") + ".py", *words[2:])
+        module = words[1].replace(".", "/")
+        words = (module + ("/__main__.py" if (ROOT / module).is_dir() else ".py"), *words[2:])
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", list(map(str, words)))
     monkeypatch.setattr(errors, "leave", leave)
