@@ -139,8 +139,9 @@ def name_of(file):
 def check_record(record, now):
     """Raises InputError if the run to resume had other data, K, precision or workers than it would have now."""
     for key, what in COMPARED.items():
-        if key in record and record[key] != json.loads(json.dumps(now[key])):
-            raise InputError(f"--resume: the run had other {what}: {record[key]}, now {now[key]}")
+        value = json.loads(json.dumps(now[key]))  # as it was when it was written
+        if key in record and record[key] != value:
+            raise InputError(f"--resume: the run had other {what}: {record[key]}, now {value}")
 
 
 def recipe_of(options):

@@ -1,13 +1,13 @@
-"""A dry run at full size: data sets with all their names and numbers, and drawn pictures in the place of photographs.
+"""Dry run at full size: data sets of the official sizes, with drawn images instead of photographs.
 
     python benchmarks/full_size.py cub200 --annotations CUB_200_2011 --lists LISTS
     python benchmarks/full_size.py sop
     python benchmarks/full_size.py inshop
 
-cub200 takes CUB's official annotation files, and the authors' train.txt, test.txt and bbox.txt for the second reader;
-each picture is just large enough for its box. The lists of the others are made up, in the official format and counts.
-test.py then evaluates a network with random weights on the whole test half. Printed are seconds, and the memory of the
-largest process; recalls mean nothing here.
+cub200 uses CUB's official annotation files, and optionally the authors' train.txt, test.txt and bbox.txt (--lists);
+each image is just large enough for its box. The lists of the other data sets are generated in the official format, with
+the official counts. test.py then evaluates a network with random weights on the full test split. Prints the time and
+the memory of the largest process; the recalls have no meaning.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from cgd.data import annotations, datasets  # noqa: E402
 from cgd.network import checkpoints, model  # noqa: E402
 from cgd.system.environment import mx  # noqa: E402
 
-# Loads a data set in a process of its own, as a command does, and prints what that took.
+# Loads a data set in a new process, as a command does, and prints the time and memory used.
 LOAD = """
 import json, sys, time
 from cgd.data import datasets
@@ -38,63 +38,63 @@ def mib():
 before, start = mib(), time.time()
 dataset = datasets.load(*sys.argv[1:])
 seconds = time.time() - start
-halves = [len(dataset.train), len(dataset.test), len(dataset.gallery or [])]
-print(json.dumps([halves, seconds, mib() - before]))
+splits = [len(dataset.train), len(dataset.test), len(dataset.gallery or [])]
+print(json.dumps([splits, seconds, mib() - before]))
 """
 
 
 def draw_cub(folder, annotation_folder):
-    """CUB's annotation files, and a picture for each line of images.txt: an ellipse in its box."""
+    """Copies CUB's annotation files, and draws an image for each line of images.txt: an ellipse in its box."""
     for name in ("images.txt", "image_class_labels.txt", "bounding_boxes.txt"):
         shutil.copy(str(annotation_folder / name), str(folder / name))
     boxes = annotations.read_boxes(folder / "bounding_boxes.txt")
     for image_id, (_, name) in annotations.read_numbered(folder / "images.txt").items():
         x, y, w, h = boxes[image_id]
-        picture = Image.new("RGB", (x + w, y + h), (image_id % 256, image_id // 256, 128))
-        ImageDraw.Draw(picture).ellipse((x, y, x + w, y + h), fill=(255 - image_id % 256, 90, image_id % 199))
+        image = Image.new("RGB", (x + w, y + h), (image_id % 256, image_id // 256, 128))
+        ImageDraw.Draw(image).ellipse((x, y, x + w, y + h), fill=(255 - image_id % 256, 90, image_id % 199))
         path = folder / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(str(path))
+        image.save(str(path))
 
 
 def draw_sop(folder):
-    """Lists in SOP's format and counts, and a tiny picture for each line."""
-    picture = tiny_picture(folder)
+    """Writes lists in SOP's format and of its size, and a tiny image for each line."""
+    data = tiny_image(folder)
     image_id = 0
-    for half, first in (("train", 1), ("test", 11319)):
-        classes, images = datasets.SOURCES["sop"].counts[half]
+    for split, first in (("train", 1), ("test", 11319)):
+        classes, images = datasets.SOURCES["sop"].counts[split]
         rows = ["image_id class_id super_class_id path"]
         for number in range(images):
             image_id += 1
             label = first + number * classes // images
-            path = "kind{:02d}_final/{}_{}.JPG".format(label % 12, 110000000000 + label, number)
-            rows.append("{} {} {} {}".format(image_id, label, label % 12 + 1, path))
-            put(picture, folder / path)
-        (folder / "Ebay_{}.txt".format(half)).write_text("\n".join(rows) + "\n")
+            path = f"kind{label % 12:02d}_final/{110000000000 + label}_{number}.JPG"
+            rows.append(f"{image_id} {label} {label % 12 + 1} {path}")
+            write(data, folder / path)
+        (folder / f"Ebay_{split}.txt").write_text("\n".join(rows) + "\n")
 
 
 def draw_inshop(folder):
-    """A list in In-shop's format and counts, and a tiny picture for each line."""
-    picture = tiny_picture(folder)
+    """Writes a list in In-shop's format and of its size, and a tiny image for each line."""
+    data = tiny_image(folder)
     counts = {"train": "train", "query": "test", "gallery": "gallery"}
     rows = []
-    for status, half in counts.items():
-        classes, images = datasets.SOURCES["inshop"].counts[half]
+    for status, split in counts.items():
+        classes, images = datasets.SOURCES["inshop"].counts[split]
         for number in range(images):
-            item = number * classes // images + (0 if half == "train" else 4000)
-            path = "img/WOMEN/Dresses/id_{:08d}/{}_{}_front.jpg".format(item, status, number)
-            rows.append("{}  id_{:08d}  {}".format(path, item, status))
-            put(picture, folder / path)
+            item = number * classes // images + (0 if split == "train" else 4000)
+            path = f"img/WOMEN/Dresses/id_{item:08d}/{status}_{number}_front.jpg"
+            rows.append(f"{path}  id_{item:08d}  {status}")
+            write(data, folder / path)
     head = [str(len(rows)), "image_name item_id evaluation_status"]
     (folder / "list_eval_partition.txt").write_text("\n".join(head + rows) + "\n")
 
 
-def tiny_picture(folder):
+def tiny_image(folder):
     Image.new("RGB", (16, 16), (200, 120, 40)).save(str(folder / "tiny.jpg"))
     return (folder / "tiny.jpg").read_bytes()
 
 
-def put(data, path):
+def write(data, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
 
@@ -108,19 +108,19 @@ def random_network(prefix, options):
 
 
 def load(words):
-    """Loads the data set, and says what it took."""
+    """Loads the data set in a new process, and prints its time and memory."""
     words = [sys.executable, "-c", LOAD, *map(str, words)]
-    halves, seconds, mib = json.loads(subprocess.check_output(words, cwd=str(ROOT)).decode().splitlines()[-1])
-    print("read: {} records in {:.2f} s, {:.0f} MiB".format(" + ".join(map(str, halves)), seconds, mib), flush=True)
+    splits, seconds, mib = json.loads(subprocess.check_output(words, cwd=str(ROOT)).decode().splitlines()[-1])
+    print(f"loaded: {' + '.join(map(str, splits))} records in {seconds:.2f} s, {mib:.0f} MiB", flush=True)
 
 
 def evaluate(prefix, words, results):
-    """Runs test.py, and gives the recalls."""
+    """Runs test.py and returns the recalls."""
     start = time.time()
     words = [sys.executable, "test.py", "--pretrained-model", prefix, "--gpu", -1, "--results", results, *words]
     subprocess.check_call([str(word) for word in words], cwd=str(ROOT))
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print("test.py: {:.0f} s, {:.0f} MiB in its largest process".format(time.time() - start, peak), flush=True)
+    print(f"test.py: {time.time() - start:.0f} s, largest process {peak:.0f} MiB", flush=True)
     return json.loads(Path(results).read_text())["recall"]
 
 
@@ -149,11 +149,11 @@ def main():
             files = [options.lists.resolve() / name for name in ("train.txt", "test.txt", "bbox.txt")]
             official, listed = datasets.load(options.dataset, folder), datasets.load(options.dataset, folder, *files)
             same = (official.train, official.test) == (listed.train, listed.test)
-            print("the lists give the very same records: {}".format(same))
+            print(f"lists give the same records: {same}")
             load([options.dataset, folder, *files])
             words = ["--train-txt", files[0], "--test-txt", files[1], "--bbox-txt", files[2]]
             again = evaluate(prefix, ["--dataset", options.dataset, "--data-dir", folder, *words], results)
-            print("and the very same recalls: {}".format(again == recalls))
+            print(f"lists give the same recalls: {again == recalls}")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,19 @@
-"""Rate of training batches, by image size and number of loader processes.
+"""Speed of data loading for training, by image size and number of loader processes or threads.
 
     python benchmarks/loader.py
 
-Each figure is a ratio to the bare decoding of the same files by one core, measured right before it. The images are
-drawn.
+Each rate is also given relative to decoding the same files on one core, measured just before. Images are generated.
+train.py uses the processes of cgd.data.loader; the threads are those of Gluon's DataLoader.
 """
 
 import argparse
 import sys
 import tempfile
 import time
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
+import numpy as np
 from pipeline import draw
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from cgd.data import flags, images, samplers  # noqa: E402
 from cgd.data.loader import AHEAD, Loader  # noqa: E402
 from cgd.system import machine  # noqa: E402
+from cgd.system.environment import mx  # noqa: E402
 
 
 def decode_rate(records):
@@ -29,17 +31,30 @@ def decode_rate(records):
     return len(records) / (time.time() - start)
 
 
-def loader_rate(records, workers, batches, batch_size):
-    """Images/s between two moments with equally many batches ahead: a training run starts its processes once."""
+def stack(samples):
+    pictures, identities, _ = zip(*samples)
+    return mx.nd.array(np.stack(pictures), dtype="uint8"), np.array(identities)
+
+
+def loader_rate(records, workers, threads, batches, batch_size):
+    """Images per second in the steady state, without the start of the workers, which a training run does once.
+
+    Both loaders prefetch AHEAD batches per worker.
+    """
     identities = [record.identity for record in records]
     sampler = samplers.IdentitySampler(identities, batch_size, 4, 0, batches + 1 + AHEAD * workers)
-    loader = Loader(images.TrainingView(records, (224, 224), (252, 252)), batch_size, workers)
-    loaded = loader.batches(sampler)
+    view = images.TrainingView(records, (224, 224), (252, 252))
+    if threads:
+        load = mx.gluon.data.DataLoader
+        loaded = iter(load(view, batch_sampler=sampler, batchify_fn=stack, num_workers=workers, thread_pool=True))
+    else:
+        loaded = Loader(view, batch_size, workers).batches(sampler)
     next(loaded)
     start = time.time()
-    count = sum(len(identities) for _, identities, _ in islice(loaded, batches))
+    count = sum(len(batch[1]) for batch in islice(loaded, batches))
     rate = count / (time.time() - start)
-    loader.close()
+    for _ in loaded:  # prefetched batches would slow down the next measurement
+        pass
     return rate
 
 
@@ -55,14 +70,11 @@ def main():
                 record._replace(identity=number // 4, box=None)
                 for number, record in enumerate(draw(folder, 128, width, height))
             ]
-            for workers in (0, *options.num_workers):
+            for kind, workers in [("processes", 0), *product(["processes", "threads"], options.num_workers)]:
                 bare = decode_rate(records)
-                rate = loader_rate(records, workers, options.batches, options.batch_size)
-                print(
-                    f"{width} x {height}, {workers} processes: {rate:6.1f} images/s, "
-                    f"{rate / bare:.2f} of bare decoding by one core ({bare:.1f})",
-                    flush=True,
-                )
+                rate = loader_rate(records, workers, kind == "threads", options.batches, options.batch_size)
+                relative = f"{rate / bare:.2f} of decoding on one core ({bare:.1f})"
+                print(f"{width} x {height}, {workers} {kind}: {rate:6.1f} images/s, {relative}", flush=True)
 
 
 if __name__ == "__main__":

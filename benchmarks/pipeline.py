@@ -1,9 +1,9 @@
-"""The rate of an evaluation end to end, as a share of the rate of the forward pass alone.
+"""Speed of evaluation including data loading, relative to the forward pass alone.
 
     python benchmarks/pipeline.py
 
-Evaluates drawn images of CUB's usual size with ResNet-50, as test.py does, from files to descriptors. Both rates
-are measured in turn, in one process.
+Extracts embeddings of generated images of CUB's typical size with ResNet-50, as test.py does. The end-to-end rate and
+the forward rate are measured in pairs, in one process.
 """
 
 import argparse
@@ -29,12 +29,12 @@ PREPROCESSING = evaluation.Preprocessing((224, 224), (0.485, 0.456, 0.406), (0.2
 
 
 def draw(folder, count, width=500, height=375):
-    """Blurred noise, which compresses to about the size of a photograph; each with a box of two thirds of its sides."""
+    """Records of images of blurred noise, which compresses to about the size of a photograph, with boxes."""
     random = np.random.RandomState(0)
     records = []
     for number in range(count):
         pixels = random.randint(0, 256, (height, width, 3)).astype(np.uint8)
-        path = Path(folder) / "{}x{}-{}.jpg".format(width, height, number)
+        path = Path(folder) / f"{width}x{height}-{number}.jpg"
         Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(2)).save(str(path), quality=92)
         records.append(Record(str(path), 0, (width // 8, height // 8, width * 2 // 3, height * 2 // 3), number))
     return records
@@ -50,10 +50,10 @@ def forward_rate(net, ctx, batch_size, count):
     return count // batch_size * batch_size / (time.time() - start)
 
 
-def end_to_end_rate(net, ctx, batch_size, workers, records):
+def end_to_end_rate(net, ctx, extractor, count):
     start = time.time()
-    evaluation.Extractor(records, PREPROCESSING, batch_size, workers)(net, ctx, quiet=True)
-    return len(records) / (time.time() - start)
+    extractor(net, ctx, quiet=True)
+    return count / (time.time() - start)
 
 
 def main():
@@ -64,24 +64,27 @@ def main():
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--gpu", type=int, default=-1)
     options = parser.parse_args()
-    ctx = environment.context(options.gpu)
-    net = model.CGD()
-    net.initialize(ctx=ctx)
-    net.hybridize(static_alloc=True, static_shape=True)
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
         records = draw(folder, options.images)
+        # forks the loader processes, so it comes before the GPU is used
+        extractor = evaluation.Extractor(records, PREPROCESSING, options.batch_size, options.num_workers)
+        ctx = environment.context(options.gpu)
+        net = model.CGD()
+        net.initialize(ctx=ctx)
+        net.hybridize(static_alloc=True, static_shape=True)
         size = sum(Path(record.path).stat().st_size for record in records) / len(records) / 1000
         start = time.time()
         for record in records[:64]:
             images.read_image(record.path)
-        print("{:.0f} kB a picture, {:.1f} ms to decode it".format(size, (time.time() - start) / 64 * 1000))
+        decoding = (time.time() - start) / len(records[:64]) * 1000
+        print(f"{size:.0f} kB per image, {decoding:.1f} ms to decode it")
         for _ in range(options.pairs):
             forward = forward_rate(net, ctx, options.batch_size, options.images)
-            whole = end_to_end_rate(net, ctx, options.batch_size, options.num_workers, records)
-            ratios.append(whole / forward)
-            print("forward {:6.1f} images/s   end to end {:6.1f}   ratio {:.3f}".format(forward, whole, ratios[-1]))
-    print("median ratio {:.3f}".format(statistics.median(ratios)))
+            end_to_end = end_to_end_rate(net, ctx, extractor, options.images)
+            ratios.append(end_to_end / forward)
+            print(f"forward {forward:6.1f} images/s   end to end {end_to_end:6.1f}   ratio {ratios[-1]:.3f}")
+    print(f"median ratio {statistics.median(ratios):.3f}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Time recall_at_k against the product X X^T alone, which a full distance matrix would start with.
+"""Times recall_at_k, relative to the matrix product X X^T, the first step of a full distance matrix.
 
-Run from the root of the repository: python benchmarks/recall.py
+    python benchmarks/recall.py
+
 The default size is that of the test set of Stanford Online Products; it takes minutes.
 """
 
@@ -18,7 +19,7 @@ from cgd.retrieval.recall import recall_at_k  # noqa: E402
 
 BLOCK = 1024
 KS = (1, 10, 100, 1000)
-NOISE = 3.3  # of a coordinate, where the class centres have 1: at the default size R@1 is near one half
+NOISE = 3.3  # standard deviation per coordinate; that of the class centres is 1. R@1 is near 0.5 at the default size
 
 
 def make_data(n, dim, classes):
@@ -37,7 +38,7 @@ def make_data(n, dim, classes):
 
 
 def full_product(x):
-    """X X^T, block by block into the same buffer."""
+    """Computes X X^T block by block, into the same buffer."""
     buffer = np.empty((BLOCK, BLOCK), np.float32)
     for i in range(0, len(x), BLOCK):
         for j in range(0, len(x), BLOCK):
@@ -53,32 +54,32 @@ def timed(function, *args):
 
 def peak_mib():
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB on Linux
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes on macOS, KiB on Linux
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=60502, help="images (%(default)s)")
-    parser.add_argument("--dim", type=int, default=1536, help="dimensions of a descriptor (%(default)s)")
+    parser.add_argument("--dim", type=int, default=1536, help="dimension of the embeddings (%(default)s)")
     parser.add_argument("--classes", type=int, default=11316, help="classes (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=1, help="rounds; medians are printed (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=1, help="repetitions; prints the median (%(default)s)")
     args = parser.parse_args()
 
     before = peak_mib()
     embeddings, labels = make_data(args.n, args.dim, args.classes)
-    print("{} x {}, {} classes, block {}".format(args.n, args.dim, args.classes, BLOCK))
-    print("numpy {}, {} processors".format(np.__version__, os.cpu_count()), flush=True)
+    print(f"{args.n} x {args.dim}, {args.classes} classes, block {BLOCK}")
+    print(f"numpy {np.__version__}, {os.cpu_count()} cores", flush=True)
     recalls, first = timed(recall_at_k, embeddings, labels, KS)
     memory = peak_mib() - before - embeddings.nbytes / 2**20
-    ours, products = [first], [timed(full_product, embeddings)[1]]
+    searches, products = [first], [timed(full_product, embeddings)[1]]
     for _ in range(1, args.repeats):
-        ours.append(timed(recall_at_k, embeddings, labels, KS)[1])
+        searches.append(timed(recall_at_k, embeddings, labels, KS)[1])
         products.append(timed(full_product, embeddings)[1])
-    print(", ".join("R@{} {:.4f}".format(k, recall) for k, recall in zip(KS, recalls)))
-    print("recall_at_k   {:8.1f} s".format(np.median(ours)))
-    print("X X^T         {:8.1f} s".format(np.median(products)))
-    print("ratio         {:8.3f}".format(np.median(ours) / np.median(products)))
-    print("memory        {:8.0f} MiB: peak resident size, less the embeddings and the bare interpreter".format(memory))
+    print(", ".join(f"R@{k} {recall:.4f}" for k, recall in zip(KS, recalls)))
+    print(f"recall_at_k   {np.median(searches):8.1f} s")
+    print(f"X X^T         {np.median(products):8.1f} s")
+    print(f"ratio         {np.median(searches) / np.median(products):8.3f}")
+    print(f"memory        {memory:8.0f} MiB: peak resident size, without the embeddings and the interpreter")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The whole story in minutes, on the demo set: `make demo`, or `python -m cgd.demo`.
+"""Training and evaluation on the demo set, in minutes: `make demo`, or `python -m cgd.demo`.
 
-Draws the pictures, evaluates an untrained network, trains it, evaluates it again, on crops and on whole pictures, and
-draws what it retrieves. Each step is a plain command, printed before it runs.
+Draws the data set, evaluates an untrained network, trains it, evaluates it on cropped and on uncropped images, and
+draws retrieved neighbours. Each command is printed before it runs.
 """
 
 import json
@@ -20,9 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def command(*words):
-    """Runs a command of the project and shows it first. Ends with the command's own exit code if it fails."""
-    print("\n$ python {}".format(" ".join(map(str, words))), flush=True)
-    code = subprocess.call([sys.executable, *map(str, words)], cwd=str(ROOT))
+    """Prints and runs a command of the project. Exits with the command's exit code if it fails."""
+    words = [str(word) for word in words]
+    print(f"\n$ python {' '.join(words)}", flush=True)
+    code = subprocess.call([sys.executable, *words], cwd=str(ROOT))
     if code:
         sys.exit(code)
 
@@ -32,18 +33,18 @@ def recalls(folder, name):
 
 
 def free_folder():
-    """The next of runs/demo-1, runs/demo-2, ... that is not there yet."""
-    names = (Path("runs/demo-{}".format(number)) for number in range(1, 10**6))
+    """The first of runs/demo-1, runs/demo-2, ... that does not exist."""
+    names = (Path(f"runs/demo-{number}") for number in range(1, 10**6))
     return next(name for name in names if not (ROOT / name).exists())
 
 
 def table(columns):
-    """{title: {K: recall}} -> the recalls side by side."""
+    """Formats {title: {K: recall}} as a table with one column per title."""
     width = max(map(len, columns))
     lines = ["         " + "  ".join(title.rjust(width) for title in columns)]
     for k in next(iter(columns.values())):
-        figures = ("{:.4f}".format(column[k]).rjust(width) for column in columns.values())
-        lines.append("R@{:>4}:  {}".format(k, "  ".join(figures)))
+        values = (f"{column[k]:.4f}".rjust(width) for column in columns.values())
+        lines.append(f"R@{k:>4}:  {'  '.join(values)}")
     return "\n".join(lines)
 
 
@@ -51,11 +52,12 @@ def main():
     start = time.time()
     folder = free_folder()
     train = ["train.py", "--dataset", "demo", "--from-scratch", *sys.argv[1:]]
-    print("drawing {}".format(datasets.SOURCES["demo"].folder))
-    draw_demo(ROOT / datasets.SOURCES["demo"].folder, progress=tqdm)
+    data = datasets.SOURCES["demo"].folder
+    print(f"drawing {data}")
+    draw_demo(ROOT / data, progress=tqdm)
     command(*train, "--iterations", 0, "--output-dir", folder / "untrained")
     command(*train, "--output-dir", folder / "trained")
-    figures = ROOT / folder
+    results = ROOT / folder
     for name, run, more in (
         ("before", "untrained", []),
         ("after", "trained", ["--save-embeddings", folder / "after.npz"]),
@@ -65,13 +67,13 @@ def main():
         command("test.py", "--pretrained-model", model, "--results", folder / (name + ".json"), *more)
     command("-m", "cgd.retrieval.sheet", folder / "after.npz", folder / "neighbours.png")
     columns = {
-        "before training": recalls(figures, "before"),
-        "after training": recalls(figures, "after"),
-        "after, uncropped": recalls(figures, "uncropped"),
+        "before training": recalls(results, "before"),
+        "after training": recalls(results, "after"),
+        "after, uncropped": recalls(results, "uncropped"),
     }
-    print("\nDemo set, 50 kinds of birds that were never seen in training, R@K:\n")
+    print("\nDemo set, 50 classes not seen in training, Recall@K:\n")
     print(table(columns))
-    print("\n{:.0f} s in all. Queries and what they retrieve: {}/neighbours.png".format(time.time() - start, folder))
+    print(f"\nTotal time: {time.time() - start:.0f} s. Queries and their nearest neighbours: {folder}/neighbours.png")
 
 
 if __name__ == "__main__":

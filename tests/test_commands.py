@@ -432,4 +432,4 @@ def test_a_picture_of_neighbours_of_no_embeddings_is_told(tmp_path, what, here):
     content = {"nothing": b"", "half": file.read_bytes()[:100], "text": b"hello", "another archive": file.read_bytes()}
     file.write_bytes(content[what])
     result = here("-m", "cgd.retrieval.sheet", file, tmp_path / "n.png")
-    assert_one_line(result, "e.npz: not what test.py")
+    assert_one_line(result, "e.npz: not a file written by test.py")

@@ -271,7 +271,7 @@ def test_a_download_is_unpacked_once(project):
     assert "ready: " in out and "data/CUB_200_2011" in out
     assert len(out.splitlines()) <= 3 and len(err.splitlines()) <= 1  # no bar where the output is no terminal
     out, err = project.good("cub200")
-    assert out.startswith("there already: ") and not err
+    assert out.startswith("already exists: ") and not err
     assert project.ranges() == [None]
 
 
@@ -279,7 +279,7 @@ def test_an_existing_folder_is_not_touched(project):
     (project.data / "CUB_200_2011").mkdir(parents=True)
     (project.data / "CUB_200_2011" / "mine.txt").write_text("mine")
     out, _ = project.good("cub200")
-    assert out.startswith("there already: ")
+    assert out.startswith("already exists: ")
     assert [path.name for path in (project.data / "CUB_200_2011").iterdir()] == ["mine.txt"]
     assert project.asked() == []
 
@@ -351,7 +351,7 @@ def test_a_part_that_is_too_long_for_an_older_curl(project):
 
 def test_a_run_that_fails_leaves_its_part_to_the_next(project):
     project.server.answers["/CUB_200_2011.tgz"] = [serve(stop=50_000), status(404)]
-    assert "CUB_200_2011.tgz: no address gave it" in project.bad("cub200")
+    assert "CUB_200_2011.tgz: could not be downloaded" in project.bad("cub200")
     assert project.left() == ["CUB_200_2011.tgz.part"]
     project.good("cub200")
     assert cub_is_whole(project)
@@ -529,7 +529,7 @@ def test_an_archive_that_is_broken_in_itself(project):
 @with_either
 def test_an_archive_of_something_else(project):
     project.offer("CUB_200_2011.tgz", tar_of({"CUB/images.txt": b""}))
-    assert "holds no CUB_200_2011" in project.bad("cub200")
+    assert "does not contain CUB_200_2011" in project.bad("cub200")
     assert project.left() == ["CUB_200_2011.tgz.part"]
 
 
@@ -604,7 +604,7 @@ def test_cars196_says_what_to_get_by_hand(project, by_hand):
 
 def offer_inshop(project, rows=ROWS, check=SMALL_LIST, img=IMG, **options):
     project.offer("list_eval_partition.txt", b"", check=check, paths=[])
-    project.offer("img.zip", b"", check="zip whole", paths=[])
+    project.offer("img.zip", b"", check="zip intact", paths=[])
     project.data.mkdir()
     (project.data / "list_eval_partition.txt").write_bytes(list_of(rows, **options))
     (project.data / "img.zip").write_bytes(img)
@@ -695,7 +695,7 @@ def test_inshop_pictures_that_are_missing(project, mirror):
             (project.data / file).unlink()
     before = project.left()
     line = project.bad("inshop", **({"CGD_MIRROR": project.server.url} if mirror else {}))
-    assert "img.zip" in line and "2 of the listed pictures are missing, the first is img/1.jpg" in line
+    assert "img.zip" in line and "2 of the listed images are missing, the first of them img/1.jpg" in line
     assert project.left() == before
 
 
@@ -713,7 +713,7 @@ def test_checkpoint(project):
     ]
     assert (project.checkpoints / (PREFIX + "-0000.params")).read_bytes() == b"weights"
     assert (project.checkpoints / (PREFIX + "-symbol.json")).read_bytes() == b"{}"
-    assert project.good("checkpoint")[0].startswith("there already: ")
+    assert project.good("checkpoint")[0].startswith("already exists: ")
     assert len(project.asked()) == 1
 
 
@@ -780,7 +780,7 @@ def test_weights_that_are_there_and_an_archive_by_hand(project):
 def test_wrong_weights_in_the_zip(project, content):
     offer_weights(project)
     project.server.files["/{}.zip".format(MXNETS)] = content
-    assert MXNETS + ".zip: no address gave it" in project.bad("weights")
+    assert MXNETS + ".zip: could not be downloaded" in project.bad("weights")
     assert list(project.models.iterdir()) == []
 
 
@@ -790,7 +790,7 @@ def test_demo(project, monkeypatch):
     python.parent.mkdir(parents=True)
     python.write_text('#!/bin/bash\necho "$@" >drawn.txt\nexit $CODE\n')
     python.chmod(0o755)
-    assert "data/demo: not drawn" in project.bad("demo", CODE="2")
+    assert "data/demo: could not be drawn" in project.bad("demo", CODE="2")
     project.good("demo", cwd="/", CODE="0")
     words = (project.folder / "drawn.txt").read_text().split()
     assert words[:2] == ["-m", "cgd.data.birds"]
@@ -800,7 +800,7 @@ def test_demo(project, monkeypatch):
     birds.main()
     assert drawn == ["data/demo"]
     (project.data / "demo").mkdir(parents=True)
-    assert project.good("demo", CODE="2")[0].startswith("there already: ")
+    assert project.good("demo", CODE="2")[0].startswith("already exists: ")
 
 
 @with_either
@@ -863,7 +863,7 @@ def test_the_real_table():
         "md5": "[0-9a-f]{32}",
         "git": "[0-9a-f]{40}",
         "params": "[0-9a-f]{40}",
-        "zip": "whole",
+        "zip": "intact",
         "rows": ".* 0 other",
     }
     names = [row[0] for row in real_table()]

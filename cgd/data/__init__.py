@@ -1,1 +1,1 @@
-"""Official files to records, records to pictures, pictures to batches; the demo set."""
+"""Data sets, annotation files, preprocessing, samplers and data loading; the demo data set."""

@@ -1,11 +1,11 @@
-"""Draw the demo data set: invented birds in the folder layout of CUB-200-2011.
+"""Draws the demo data set: invented birds in the folder layout of CUB-200-2011.
 
-A class is a kind of bird: the colours and shapes of its parts, its crest and its markings stay the same in all of
-its pictures. Pose, size, light, background, passing birds and what stands in front are new in every picture, so that
-a picture of the same kind can only be found by what makes the kind.
+A class is a species of bird. The colours and shapes of its parts, its crest and its markings are the same in all of its
+images. Pose, size, light, background, other birds and occluding plants are random in every image, so that images of a
+species can only be retrieved by the features of the species.
 
-Every polygon lives in the bird's own frame (x to the right, where it looks, y down, body length 1) until it is placed
-on the canvas.
+Polygons use the bird's own coordinates (x to the right, the direction it looks in; y down; body length 1) until the
+bird is placed on the canvas.
 
     python -m cgd.data.birds --data-dir ./data/demo
 """
@@ -19,9 +19,9 @@ from PIL import Image, ImageDraw
 from cgd.system import errors
 from cgd.system.errors import InputError
 
-DRAWING = 1  # raise it whenever the pictures change: folders drawn by an older version are then refused
+DRAWING = 1  # version of the images; increase it when they change, so that folders of older versions are refused
 
-# The kinds share these colours, so that the overall colour of a picture tells little.
+# All species share these colours, so that the overall colour of an image carries little information.
 COLOURS = {
     "Crimson": (188, 46, 48),
     "Amber": (226, 140, 44),
@@ -34,7 +34,7 @@ COLOURS = {
     "Slate": (70, 76, 88),
 }
 BEAKS = ((54, 50, 52), (232, 150, 52), (206, 190, 158), (190, 66, 54))
-# The colours above and below of morning, wood, meadow, autumn, dusk, lake, blossom, snow, and thicket.
+# Background colours, top and bottom: morning, wood, meadow, autumn, dusk, lake, blossom, snow, thicket.
 SCENES = (
     ((164, 202, 228), (234, 226, 198)),
     ((54, 92, 62), (140, 168, 100)),
@@ -48,9 +48,8 @@ SCENES = (
 )
 LEAVES = ((84, 128, 58), (130, 150, 66), (52, 92, 66), (196, 112, 48), (214, 172, 72), (226, 158, 176), (96, 74, 62))
 
-# The shape of a bird whose trunk has length 1: how high the trunk is and how steep (degrees), the head's radius, the
-# lengths of neck and beak, the beak's height and the drop of its tip, the tail's length, half its width and the depth
-# of its fork, the length of the legs.
+# Shape of a bird with a trunk of length 1: height and tilt (degrees) of the trunk, radius of the head, length of the
+# neck, length and height of the beak and drop of its tip, length, half width and fork depth of the tail, leg length.
 SHAPE = ("plump", "upright", "head", "neck", "beak", "depth", "hook", "tail", "spread", "fork", "leg")
 FAMILIES = {
     "Finch": (0.74, 32, 0.27, 0.02, 0.17, 0.17, 0.02, 0.34, 0.08, 0.05, 0.16),
@@ -67,39 +66,39 @@ FAMILIES = {
 
 
 def draw_demo(folder, classes=100, images_per_class=24, seed=0, progress=iter):
-    """Draw a data set of invented birds into `folder`, in the layout of CUB-200-2011.
+    """Draws a data set of invented birds into `folder`, in the layout of CUB-200-2011.
 
-    folder: where the data set is to be; its parents are made. A folder that this function has drawn before with the
-    same arguments is kept as it is. The pictures appear there all at once, when the last one is drawn.
-    classes, images_per_class: how many kinds of birds (at most 999) and how many pictures of each.
-    seed: other seeds give other birds.
-    progress: wraps the iterable of classes that is being drawn; `tqdm.tqdm` shows a bar.
+    folder : folder of the data set; parent folders are created. If it was drawn before with the same arguments, it is
+        kept. It is renamed into place after the last image, so an incomplete data set is never left there
+    classes, images_per_class : number of species (at most 999) and of images of each
+    seed : seed of the random species and images
+    progress : function that wraps the iterable of classes, such as `tqdm.tqdm`
 
-    Writes images/<class>/<picture>.jpg (RGB, 128 to 168 pixels a side) and images.txt, image_class_labels.txt,
-    classes.txt and bounding_boxes.txt (id, left, top, width, height in pixels); picture and class ids start at 1.
-    Returns the folder as a Path. Raises InputError if `folder` is there and holds anything else.
+    Writes images/<class>/<image>.jpg (RGB, sides of 128 to 168 pixels), images.txt, image_class_labels.txt,
+    classes.txt and bounding_boxes.txt (id, left, top, width, height in pixels). Image and class ids start at 1.
+    Returns the folder as a Path. Raises InputError if `folder` exists with other contents.
     """
     folder = Path(folder)
-    made = "drawing {}: {} classes of {} pictures, seed {}\n".format(DRAWING, classes, images_per_class, seed)
+    version = f"drawing {DRAWING}: {classes} classes of {images_per_class} pictures, seed {seed}\n"
     if folder.exists():
-        return _check_drawn(folder, made)
+        return _check_drawn(folder, version)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Drawn beside its place and renamed: an interrupted drawing leaves nothing that looks whole.
-    with tempfile.TemporaryDirectory(dir=str(folder.parent), prefix=folder.name + ".") as beside:
-        whole = Path(beside) / folder.name
-        _draw_classes(whole, classes, images_per_class, seed, progress)
-        (whole / "drawn.txt").write_text(made)
+    # Drawn next to the target and renamed, so that an interrupted run leaves no partial data set.
+    with tempfile.TemporaryDirectory(dir=str(folder.parent), prefix=folder.name + ".") as temporary:
+        complete = Path(temporary) / folder.name
+        _draw_classes(complete, classes, images_per_class, seed, progress)
+        (complete / "drawn.txt").write_text(version)
         try:
-            whole.rename(folder)
+            complete.rename(folder)
         except OSError:
             if not folder.exists():
                 raise
-    return _check_drawn(folder, made)  # another process may have drawn it meanwhile
+    return _check_drawn(folder, version)  # another process may have drawn it meanwhile
 
 
-def _check_drawn(folder, made):
-    if not (folder / "drawn.txt").is_file() or (folder / "drawn.txt").read_text() != made:
-        raise InputError("{} is there, and is not {}".format(folder, made.strip()))
+def _check_drawn(folder, version):
+    if not (folder / "drawn.txt").is_file() or (folder / "drawn.txt").read_text() != version:
+        raise InputError(f"{folder}: exists, but does not contain {version.strip()}; delete it or choose another")
     return folder
 
 
@@ -107,26 +106,27 @@ def _draw_classes(folder, classes, images_per_class, seed, progress):
     lists = {"images": [], "image_class_labels": [], "bounding_boxes": [], "classes": []}
     looks = [_look(np.random.RandomState([seed, label, 0])) for label in range(1, classes + 1)]
     for label in progress(range(1, classes + 1)):
-        name = "{:03d}.{}".format(label, looks[label - 1]["name"])
-        lists["classes"].append("{} {}".format(label, name))
+        species = looks[label - 1]["name"]
+        name = f"{label:03d}.{species}"
+        lists["classes"].append(f"{label} {name}")
         (folder / "images" / name).mkdir(parents=True)
         for index in range(1, images_per_class + 1):
-            image, box = _picture(np.random.RandomState([seed, label, index]), looks, label - 1)
-            path = "{}/{}_{:04d}.jpg".format(name, looks[label - 1]["name"], index)
+            image, box = _draw_image(np.random.RandomState([seed, label, index]), looks, label - 1)
+            path = f"{name}/{species}_{index:04d}.jpg"
             image.save(str(folder / "images" / path), quality=88)
             number = len(lists["images"]) + 1
-            lists["images"].append("{} {}".format(number, path))
-            lists["image_class_labels"].append("{} {}".format(number, label))
+            lists["images"].append(f"{number} {path}")
+            lists["image_class_labels"].append(f"{number} {label}")
             lists["bounding_boxes"].append("{} {:.1f} {:.1f} {:.1f} {:.1f}".format(number, *box))
     for name, lines in lists.items():
         (folder / (name + ".txt")).write_text("\n".join(lines) + "\n")
 
 
-# What makes a kind.
+# The features of a species.
 
 
 def _look(rng):
-    """All that the pictures of one kind have in common, as a dict."""
+    """The features that all images of a species share, as a dict."""
     family = sorted(FAMILIES)[rng.randint(len(FAMILIES))]
     look = dict(zip(SHAPE, np.array(FAMILIES[family]) * rng.uniform(0.88, 1.12, len(SHAPE))))
     names = [sorted(COLOURS)[i] for i in rng.permutation(len(COLOURS))]
@@ -149,13 +149,13 @@ def _look(rng):
 
 
 def _turned(points, degrees, pivot=(0.0, 0.0)):
-    """Points turned about the pivot; positive angles lift what lies to the right."""
+    """Rotates points about the pivot; positive angles raise points to its right."""
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return (np.asarray(points, float) - pivot) @ np.array([[cos, -sin], [sin, cos]]) + pivot
 
 
 def _rounded(points):
-    """A closed outline with its corners cut three times (Chaikin), which makes it a smooth curve."""
+    """Smooths a closed outline: three rounds of Chaikin's corner cutting."""
     points = np.asarray(points, float)
     for _ in range(3):
         ahead = np.concatenate([points[1:], points[:1]])
@@ -164,7 +164,7 @@ def _rounded(points):
 
 
 def _arc(start, stop):
-    """Points of the unit circle between two angles (degrees, from the right, downwards)."""
+    """Points of the unit circle between two angles (degrees, clockwise from the right)."""
     angles = np.radians(np.linspace(start, stop, 25))
     return np.stack([np.cos(angles), np.sin(angles)], 1)
 
@@ -183,23 +183,23 @@ def _stroke(start, stop, width):
 
 
 def _egg(plump, start=0, stop=360):
-    """The body's outline between two angles (degrees, from the breast, downwards): fuller at the breast."""
+    """The outline of the trunk between two angles (degrees, clockwise from the breast), wider at the breast."""
     unit = _arc(start, stop)
     return unit * (0.5, 0.5 * plump) * np.stack([np.ones(25), 1 + 0.18 * unit[:, 0]], 1)
 
 
 def _moved(parts, move):
-    """The parts with `move` applied to their points, to all of them at once because that is quicker."""
+    """Applies `move` to the points of all parts, in one call for speed."""
     points = move(np.concatenate([points for points, _ in parts]))
     ends = np.cumsum([len(points) for points, _ in parts])
     return [(points[end - len(part) : end], colour) for end, (part, colour) in zip(ends, parts)]
 
 
-# The bird, part by part: lists of (points, colour), the first part the farthest.
+# The parts of a bird: lists of (points, colour), drawn in this order.
 
 
 def _bird(look, rng):
-    """One bird in a pose of its own."""
+    """A bird in a random pose."""
     upright = look["upright"] + rng.uniform(-14, 14)
     raised = rng.uniform(-75, -30) if rng.rand() < 0.4 else rng.uniform(-12, 12)
     trunk = _tail(look, rng.uniform(-18, 18)) + _trunk(look)
@@ -250,7 +250,7 @@ def _breast(pattern, plump, colour):
 
 
 def _wing(look):
-    """The near wing, folded."""
+    """The folded wing on the near side."""
     plump = look["plump"]
     outline = [(0.26, -0.10), (0.20, 0.16 * plump), (-0.10, 0.32 * plump), (-0.60, 0.10), (-0.44, -0.10), (0.05, -0.20)]
     quills = [(-0.12, 0.22 * plump), (-0.60, 0.10), (-0.44, -0.08), (-0.22, -0.06)]
@@ -263,7 +263,7 @@ def _wing(look):
 
 
 def _head(look, throat, nod):
-    """Neck and head above the throat, a point (2,) of the trunk; the head nods by some degrees."""
+    """Neck and head above `throat`, a point (2,) of the trunk; the head is rotated by `nod` degrees."""
     size = look["head"]
     centre = throat + (0.10, -0.55 * size - look["neck"])
     neck = [throat + (-0.30, 0.02), throat + (0.02, 0.26), throat + (0.14, 0.02), centre + (0.8 * size, 0)]
@@ -280,7 +280,7 @@ def _head(look, throat, nod):
 
 
 def _crest(look):
-    """The crest of a head of radius 1 at the origin."""
+    """The crest, for a head of radius 1 at the origin."""
     if look["crest"] == "swept":
         return [(np.array([(0.4, -0.8), (-1.4, -1.5), (-0.8, -0.3)]), look["cap"])]
     if look["crest"] == "spiky":
@@ -298,11 +298,11 @@ def _beak(look, size):
     return [(_rounded(upper + lower[:1]), look["bill"]), (np.array(lower), look["bill"] * 0.75)]
 
 
-# The picture.
+# The image.
 
 
-def _picture(rng, looks, index):
-    """One picture of kind `index`: the image and the box (left, top, width, height) of its bird."""
+def _draw_image(rng, looks, index):
+    """An image of species `index`, and the box (left, top, width, height) of its bird."""
     size = rng.randint(128, 169, 2)
     canvas = _backdrop(rng, size)
     draw = ImageDraw.Draw(canvas)
@@ -324,7 +324,7 @@ def _picture(rng, looks, index):
 
 
 def _paint(draw, parts):
-    """Fill the parts, in pixels of the picture, on the canvas, which has twice its size for smooth edges."""
+    """Fills the parts, given in pixels of the image, on a canvas of twice its size (for antialiasing)."""
     for points, colour in parts:
         draw.polygon((points * 2).ravel().tolist(), fill=tuple(min(255, int(value)) for value in colour))
 
@@ -339,7 +339,7 @@ def _extent(parts):
 
 
 def _placed(parts, rng, size):
-    """The bird tilted and mirrored or not, centred on the origin, its longer side `size` pixels long."""
+    """The bird, randomly tilted and mirrored, centred on the origin, its longer side `size` pixels long."""
     tilt, mirror = rng.uniform(-15, 15), rng.randint(2) * 2 - 1
     parts = _moved(parts, lambda points: _turned(points, tilt) * (mirror, 1))
     low, high = _extent(parts)
@@ -347,7 +347,7 @@ def _placed(parts, rng, size):
 
 
 def _backdrop(rng, size):
-    """A soft blur of one of the scenes, on a canvas of twice the picture's size."""
+    """A blurred background in the colours of a random scene, on a canvas of twice the image's size."""
     above, below = np.array(SCENES[rng.randint(len(SCENES))]) + rng.uniform(-25, 25, (2, 3))
     mix = np.linspace(0, 1, 6)[:, None, None] + rng.uniform(-0.4, 0.4, (6, 6, 1))
     blurred = above * (1 - mix) + below * mix + rng.uniform(-15, 15, (6, 6, 3))
@@ -356,7 +356,7 @@ def _backdrop(rng, size):
 
 
 def _foliage(rng, size, count, length):
-    """Leaves of one tree anywhere in the picture; length: half a leaf, as a share of the picture's."""
+    """Leaves of one colour at random places; `length` is half the length of a leaf, relative to the image width."""
     hue = LEAVES[rng.randint(len(LEAVES))] + rng.uniform(-20, 20, 3)
     parts = []
     for _ in range(count):
@@ -366,7 +366,7 @@ def _foliage(rng, size, count, length):
 
 
 def _twigs(rng, size):
-    """Two thin stalks in front of all, which hang into the picture or grow into it."""
+    """Two thin stalks in the foreground, from the top or the bottom edge."""
     parts = []
     for _ in range(2):
         root, tip = rng.uniform(0, 1, (2, 2)) * size
@@ -377,15 +377,15 @@ def _twigs(rng, size):
 
 
 def _lit(image, rng):
-    """The picture in another light: a cast of colour and a gamma."""
+    """Changes the lighting: a random colour cast and gamma."""
     cast, gamma = rng.uniform(0.8, 1.2, 3), rng.uniform(0.8, 1.3)
     levels = np.linspace(0, 1, 256) ** gamma * cast[:, None] * 255
     return image.point(np.clip(levels, 0, 255).astype(int).ravel().tolist())
 
 
 def main():
-    parser = errors.Parser(description="Draw the demo data set; a whole one is kept as it is.")
-    parser.add_argument("--data-dir", default="./data/demo", help="where it is to be (default: ./data/demo)")
+    parser = errors.Parser(description="Draw the demo data set; an existing one is kept.")
+    parser.add_argument("--data-dir", default="./data/demo", help="folder of the data set (default: ./data/demo)")
     print(draw_demo(parser.parse_args().data_dir))
 
 

@@ -1,7 +1,7 @@
-"""From records to pictures: reading, cropping, resizing, the training and the test view.
+"""Reading, cropping, resizing and normalising images; preprocessing for training and for evaluation.
 
-Reading and resizing are MXNet's own OpenCV calls, as in the authors' evaluation code: another library's bilinear
-resize gives other pixels, and the published figures depend on them.
+Images are decoded and resized by MXNet's OpenCV functions, as in the authors' evaluation code. Bilinear resizing
+differs between libraries, and the published results depend on it.
 """
 
 import io
@@ -13,69 +13,75 @@ from PIL import Image
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
 
-BILINEAR = 1  # OpenCV's number for it
-JPEG, PNG, BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"  # what such files begin with
-SCAN, END = b"\xff\xda", b"\xff\xd9"  # JPEG's marks before a picture's pixels, and after them
+BILINEAR = 1  # cv2.INTER_LINEAR
+JPEG, PNG, BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"  # magic numbers
+SCAN, END = b"\xff\xda", b"\xff\xd9"  # JPEG markers: start of scan, end of image
 
 
 def read_image(path):
-    """The picture of a JPEG, PNG or BMP file as an NDArray (H, W, 3), uint8, RGB.
+    """Reads a JPEG, PNG or BMP file as an NDArray (H, W, 3), uint8, RGB.
 
-    As the authors' evaluation code reads it: grey, palette, CMYK and 16-bit pictures become RGB of 8 bits,
-    transparency is dropped, and the camera's note how the picture should be turned (EXIF) is left alone.
-    Raises InputError that names a file that is missing, of another kind, or not whole.
+    As in the authors' evaluation code, greyscale, palette, CMYK and 16-bit images are converted to 8-bit RGB, the alpha
+    channel is dropped, and EXIF orientation is ignored.
+    Raises InputError, naming the file, if it is missing, of another format, or truncated.
     """
     try:
         data = Path(path).read_bytes()
-        _check_whole(data)
+        _check_not_truncated(data)
         image = mx.image.imdecode(data)
-        image.wait_to_read()  # decoding is asynchronous, and so would be its error
+        image.wait_to_read()  # decoding is asynchronous, errors are raised here
     except OSError as error:
-        raise InputError("{}: {}".format(path, error.strerror or error))
+        raise InputError(f"{path}: {error.strerror or error}")
     except (mx.base.MXNetError, ValueError) as error:
         reason = "cannot be decoded" if isinstance(error, mx.base.MXNetError) else error
-        raise InputError("{}: {}".format(path, reason))
+        raise InputError(f"{path}: {reason}")
     return image
 
 
-def _check_whole(data):
-    """Raises ValueError or OSError for a picture that is cut off: OpenCV would fill what is missing with anything."""
+def _check_not_truncated(data):
+    """Raises ValueError or OSError for a truncated image, which OpenCV would fill with arbitrary pixels."""
     if data.startswith(JPEG):
-        # Neither mark can occur among pixels. Some files lack the last mark and nothing else: Pillow decides.
+        # Neither marker can occur inside pixel data. Some files lack only the end marker: Pillow decides.
         if data.rfind(END) < data.rfind(SCAN):
             Image.open(io.BytesIO(data)).load()
     elif data.startswith(PNG):
         try:
-            Image.open(io.BytesIO(data)).verify()  # the checksums, not the pixels
+            Image.open(io.BytesIO(data)).verify()  # checks the checksums without decoding
         except Exception as error:  # Pillow raises SyntaxError and others
-            raise ValueError("broken PNG file ({})".format(error))
+            raise ValueError(f"corrupt PNG file ({error})")
     elif not data.startswith(BMP):
-        raise ValueError("expected a JPEG, PNG or BMP picture" if data else "empty file")
+        raise ValueError("expected a JPEG, PNG or BMP image" if data else "empty file")
 
 
 def crop(image, box):
-    """The box (x, y, w, h) of an image (H, W, 3), cut off at the image's border; the whole image for None."""
+    """Crops an image (H, W, 3) to the box (x, y, w, h), clipped to the image; returns the image if `box` is None.
+
+    Raises InputError if the box's top left corner lies outside the image.
+    """
     if box is None:
         return image
     x, y, w, h = box
     height, width = image.shape[:2]
     if x < 0 or y < 0 or x >= width or y >= height:
-        raise InputError("the box {} begins outside the picture of {} x {}".format(box, width, height))
+        raise InputError(f"the box {box} starts outside the image of {width} x {height} pixels")
     return image[y : min(y + h, height), x : min(x + w, width)]
 
 
 def resize(image, size):
-    """The image (H, W, 3) at a size (width, height); its aspect ratio is not kept."""
+    """Resizes an image (H, W, 3) to `size` (width, height); the aspect ratio is not kept."""
     return mx.image.imresize(image, size[0], size[1], interp=BILINEAR)
 
 
 def normalise(batch, mean, std):
-    """Pictures (N, H, W, 3), uint8 -> the network's input (N, 3, H, W), float32: x / 255, minus mean, over std."""
+    """Images (N, H, W, 3), uint8 -> network input (N, 3, H, W), float32: (x / 255 - mean) / std for each channel."""
     return mx.nd.image.normalize(mx.nd.image.to_tensor(batch), mean, std)
 
 
 class View:
-    """key -> (picture (H, W, 3) uint8, identity, None), or (black, identity, why the picture cannot be read)."""
+    """Base class: maps a key to (image (H, W, 3) uint8, identity, None).
+
+    If the image cannot be read, returns (a black image, identity, the error message).
+    """
 
     def __init__(self, records, size):
         self.records, self.size = records, size
@@ -92,7 +98,7 @@ class View:
 
 
 class EvalView(View):
-    """index -> picture: cropped to its box and resized to `size` (width, height)."""
+    """Preprocessing for evaluation, by index: crops to the box and resizes to `size` (width, height)."""
 
     def index(self, key):
         return key
@@ -102,11 +108,11 @@ class EvalView(View):
 
 
 class TrainingView(View):
-    """(index, seed) -> picture, augmented.
+    """Preprocessing for training, by (index, seed), with random augmentation.
 
-    Cropped to its box and resized to `resized` (width, height); of that a random crop of `size`, flipped with
-    probability 1/2. With `direct_resize_prob` it is resized to `size` instead, as later code of the authors'
-    group does. What is random is drawn from `seed` alone, so that it is the same whichever process does it.
+    Crops to the box, resizes to `resized` (width, height), takes a random crop of `size`, and flips it horizontally
+    with probability 1/2. With probability `direct_resize_prob` it resizes directly to `size`, without a random crop, as
+    later code of the authors' group does. All random numbers depend on `seed` alone, not on the process.
     """
 
     def __init__(self, records, size, resized, direct_resize_prob=0.0):
@@ -130,10 +136,10 @@ def _cropped(record):
     image = read_image(record.path)
     try:
         return crop(image, record.box)
-    except InputError as error:  # which does not know the file's name
-        raise InputError("{}: {}".format(record.path, error))
+    except InputError as error:  # it lacks the file name
+        raise InputError(f"{record.path}: {error}")
 
 
 def eval_batches(count, batch_size):
-    """The indices 0 to count - 1 in order, in lists of `batch_size`; the last may be shorter."""
+    """The indices 0 to count - 1 in order, as lists of `batch_size`; the last list may be shorter."""
     return [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]

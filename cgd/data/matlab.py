@@ -1,6 +1,6 @@
-"""Reads Cars196's MATLAB files in a process of its own: scipy's reader crashes on some broken files.
+"""Reads Cars196's MATLAB files in a separate process, because scipy's reader crashes on some corrupt files.
 
-python -m cgd.data.matlab FILE VARIABLE FIELD ...    prints [[the values of a field, for each field], for each element]
+python -m cgd.data.matlab FILE VARIABLE FIELD ...    prints, as JSON, for each struct a list of values for each field
 """
 
 import importlib.util
@@ -13,20 +13,20 @@ from cgd.system.errors import InputError
 
 
 def read_structs(file, variable, fields):
-    """[(the values of each field) of each struct]: a list for a field, as of [12.0], or of one text.
+    """For each struct of `variable`, a list with the values of each field: [12.0] for a number, ["text"] for a string.
 
-    Raises InputError for a file that cannot be read, or has not these, and where scipy is not installed.
+    Raises InputError if the file cannot be read, lacks the variable or a field, or if scipy is not installed.
     """
     if not importlib.util.find_spec("scipy"):
-        raise InputError("{}: reading MATLAB files needs scipy: pip install scipy".format(file))
+        raise InputError(f"{file}: reading MATLAB files needs scipy: pip install scipy")
     words = [sys.executable, "-m", "cgd.data.matlab", str(Path(file).absolute()), variable, *fields]
     done = subprocess.run(words, cwd=str(Path(__file__).parents[2]), capture_output=True, text=True)
     if done.returncode == 0:
         return json.loads(done.stdout)
     reason = done.stderr.strip().split("\n")[-1] or "the reader crashed"
     raise InputError(
-        "{}: expected a MATLAB file with `{}` that have {} ({}); is it whole? The test annotations must be the ones "
-        "with labels".format(file, variable, ", ".join(fields), reason)
+        f"{file}: expected a MATLAB file with the struct array `{variable}` and its fields {', '.join(fields)} "
+        f"({reason}); the file may be truncated. Use the test annotations with labels"
     )
 
 

@@ -1,4 +1,4 @@
-"""Which pictures make a training batch: P identities, K images of each."""
+"""Sampler of training batches: P identities, K images of each."""
 
 import numpy as np
 
@@ -6,11 +6,11 @@ from cgd.system.errors import InputError
 
 
 class IdentitySampler:
-    """Batches of P identities x K images, as (index, augmentation seed) pairs.
+    """Samples batches of P identities x K images, as (record index, augmentation seed) pairs.
 
-    Identities are drawn without repetition within a batch, and so are the images of one; an identity with fewer than K
-    images is filled by repeating them. Batch i is a function of (seed, i) alone: whatever happened before, a run that
-    begins at batch i draws what the uninterrupted run would have drawn.
+    Identities are drawn without replacement within a batch, and so are the images of an identity; if it has fewer than
+    K images, they are repeated. Batch i depends on (seed, i) alone, so a resumed run draws the same batches as an
+    uninterrupted one.
 
     Parameters
     ----------
@@ -20,20 +20,19 @@ class IdentitySampler:
         P x K and K.
     seed : int
     stop, start : int
-        Yields the batches start to stop - 1.
+        Yields batches start to stop - 1.
     worker : (int, int)
-        Rank r and number n of workers that draw side by side: instead of batch i each yields batch i n + r, so that
-        none has another's.
+        Rank r of this worker and number of workers n, for distributed training: batch i n + r is yielded instead of
+        batch i, so that all workers draw different batches.
 
-    Raises InputError when K does not divide the batch or there are fewer identities than P.
+    Raises InputError if `batch_size` is not a multiple of K, or if there are fewer than P identities.
     """
 
     def __init__(self, identities, batch_size, images_per_identity, seed, stop, start=0, worker=(0, 1)):
         if batch_size < 1 or images_per_identity < 1 or batch_size % images_per_identity:
             raise InputError(
-                "--batch-size {}: expected a positive multiple of --images-per-identity {}".format(
-                    batch_size, images_per_identity
-                )
+                f"--batch-size {batch_size}: expected a positive multiple of --images-per-identity "
+                f"{images_per_identity}"
             )
         self.per_batch = batch_size // images_per_identity
         self.per_identity = images_per_identity
@@ -41,12 +40,11 @@ class IdentitySampler:
         identities = np.asarray(identities)
         order = np.argsort(identities, kind="stable")
         firsts = np.unique(identities[order], return_index=True)[1]
-        self.groups = np.split(order, firsts[1:])  # the records of each identity
+        self.groups = np.split(order, firsts[1:])  # record indices of each identity
         if len(self.groups) < self.per_batch:
             raise InputError(
-                "a batch wants {} identities (--batch-size over --images-per-identity), the data set has {}".format(
-                    self.per_batch, len(self.groups)
-                )
+                f"a batch needs {self.per_batch} identities (--batch-size / --images-per-identity), the data set has "
+                f"{len(self.groups)}"
             )
 
     def __len__(self):
@@ -57,7 +55,7 @@ class IdentitySampler:
         return (self.batch(number * workers + rank) for number in range(self.start, self.stop))
 
     def batch(self, number):
-        """Batch `number`: a list of (record index, augmentation seed), the images of an identity together."""
+        """Batch `number`, a list of (record index, augmentation seed); images of an identity are adjacent."""
         random = np.random.RandomState([self.seed % 2**32, number])
         chosen = random.choice(len(self.groups), self.per_batch, replace=False)
         indices = np.concatenate([self._images(self.groups[group], random) for group in chosen])

@@ -1,1 +1,1 @@
-"""CGD itself: backbones, global descriptors, weights and checkpoints."""
+"""The CGD network: backbones, global descriptors, weights and checkpoints."""

@@ -1,6 +1,6 @@
-"""Backbones: the convolutional part of a network, whose last map the global descriptors pool.
+"""Backbones: the convolutional part of a network, whose last feature map the global descriptors pool.
 
-Any network of Gluon's model zoo, and the three others of the paper's comparison, which the zoo lacks.
+Any network of Gluon's model zoo, and the three networks of the paper's comparison that the zoo lacks.
 """
 
 from cgd.system.environment import mx
@@ -8,22 +8,22 @@ from cgd.system.errors import InputError
 
 nn, vision = mx.gluon.nn, mx.gluon.model_zoo.vision
 
-# The blocks that end the convolutional part of each network of Gluon's zoo.
+# The first of these blocks ends the convolutional part of a network of Gluon's zoo.
 END_OF_FEATURE_MAP = (nn.GlobalAvgPool2D, nn.AvgPool2D, nn.Flatten, nn.Dense, nn.Dropout)
 
-# Prefixes of parameter names. A ResNet has the released graph's, so that its parameters load by name. They are fixed,
-# for Gluon's own ones count the networks built so far, and parameters would not load by name.
+# Prefixes of parameter names. They are fixed because Gluon's default prefixes count the networks built so far, and
+# parameters could not be loaded by name. ResNets use the prefix of the released graph.
 RESNET_PREFIX, OTHER_PREFIX = "resnetv10_", "backbone0_"
 
 
 def convolutions(name, last_stride=1):
-    """The part of a network that makes its last map: (N, 3, H, W) -> (N, C, h, w), as a HybridSequential.
+    """The convolutional part of a network, a HybridSequential: (N, 3, H, W) -> (N, C, h, w).
 
     name : a network of Gluon's zoo, or one of CUSTOM_BACKBONES
-    last_stride : of the last stage of a ResNet, or of one of CUSTOM_BACKBONES. 2 is the network as published; 1, as in
-        the released graph, gives a map of twice the height and width. Other networks always stay as they are.
+    last_stride : stride of the last stage of a ResNet or of one of CUSTOM_BACKBONES. 2 is the published network; 1, as
+        in the released graph, doubles the height and width of the feature map. Ignored for other networks.
 
-    Raises InputError for an unknown name.
+    Raises InputError if the name is unknown.
     """
     if name in CUSTOM_BACKBONES:
         return CUSTOM_BACKBONES[name](last_stride)
@@ -32,23 +32,23 @@ def convolutions(name, last_stride=1):
         zoo = vision.get_model(name, prefix=prefix)
     except ValueError as error:
         text = " ".join(str(error).split())
-        raise InputError("backbone {!r}: {} {}".format(name, text, " ".join(CUSTOM_BACKBONES)))
+        raise InputError(f"backbone {name!r}: {text} {' '.join(CUSTOM_BACKBONES)}")
     return _until_pooling(zoo.features, remove_stride=name.startswith("resnet") and last_stride == 1)
 
 
 def se_resnet50(last_stride=1):
-    """ResNet-50 with squeeze and excitation (Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018)."""
+    """SE-ResNet-50 (Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018)."""
     zoo = vision.ResNetV1(SEBottleneck, [3, 4, 6, 3], [64, 256, 512, 1024, 2048], prefix=OTHER_PREFIX)
     return _until_pooling(zoo.features, remove_stride=last_stride == 1)
 
 
 def bn_inception(last_stride=1):
-    """Inception with batch normalisation (Ioffe and Szegedy, "Batch Normalization", 2015, Figure 5, as released)."""
+    """BN-Inception (Ioffe and Szegedy, "Batch Normalization", 2015, Figure 5, as released)."""
     body = nn.HybridSequential(prefix=OTHER_PREFIX)
     with body.name_scope():
         body.add(_conv(64, 7, 2), nn.MaxPool2D(3, 2, padding=1))
         body.add(_conv(64, 1), _conv(192, 3), nn.MaxPool2D(3, 2, padding=1))
-        # 1 x 1; 1 x 1 then 3 x 3; 1 x 1 then 3 x 3 twice; pooling then 1 x 1
+        # branches: 1 x 1; 1 x 1, 3 x 3; 1 x 1, 3 x 3, 3 x 3; pooling, 1 x 1
         body.add(Inception([64], [64, 64], [64, 96, 96], "avg", 32))
         body.add(Inception([64], [64, 96], [64, 96, 96], "avg", 64))
         body.add(Inception([], [128, 160], [64, 96, 96], "max", 0, stride=2))
@@ -67,18 +67,18 @@ def shufflenet_v2(last_stride=1):
     body = nn.HybridSequential(prefix=OTHER_PREFIX)
     with body.name_scope():
         body.add(_conv(24, 3, 2), nn.MaxPool2D(3, 2, padding=1))
-        before = 24
+        in_channels = 24
         for channels, units, stride in ((116, 4, 2), (232, 8, 2), (464, 4, last_stride)):
-            body.add(ShuffleDown(before, channels, stride))
+            body.add(ShuffleDown(in_channels, channels, stride))
             for _ in range(units - 1):
                 body.add(ShuffleUnit(channels))
-            before = channels
+            in_channels = channels
         body.add(_conv(1024, 1))
     return body
 
 
 class SEBottleneck(vision.BottleneckV1):
-    """The zoo's bottleneck, whose channels are weighed by what all of them hold: (N, C, H, W) -> (N, C', h, w)."""
+    """The zoo's bottleneck with a squeeze-and-excitation block: (N, C, H, W) -> (N, C', h, w)."""
 
     REDUCTION = 16
 
@@ -96,7 +96,10 @@ class SEBottleneck(vision.BottleneckV1):
 
 
 class ShuffleUnit(nn.HybridBlock):
-    """Half of the channels pass by, the others go through three convolutions; then they are mixed. The shape stays."""
+    """Unit with stride 1: half of the channels pass unchanged, the others through three convolutions; then shuffled.
+
+    (N, C, H, W) -> (N, C, H, W).
+    """
 
     def __init__(self, channels, **kwargs):
         super().__init__(**kwargs)
@@ -104,80 +107,85 @@ class ShuffleUnit(nn.HybridBlock):
             self.convolved = _shuffle_branch(channels // 2, channels // 2, 1)
 
     def hybrid_forward(self, F, x):
-        passing, through = F.split(x, num_outputs=2, axis=1)
-        return _mixed(F, passing, self.convolved(through))
+        passing, convolved = F.split(x, num_outputs=2, axis=1)
+        return _mixed(F, passing, self.convolved(convolved))
 
 
 class ShuffleDown(nn.HybridBlock):
-    """(N, before, H, W) -> (N, channels, H / stride, W / stride): all channels go both ways."""
+    """Downsampling unit: (N, in_channels, H, W) -> (N, channels, H / stride, W / stride).
 
-    def __init__(self, before, channels, stride, **kwargs):
+    All channels pass through both branches.
+    """
+
+    def __init__(self, in_channels, channels, stride, **kwargs):
         super().__init__(**kwargs)
         with self.name_scope():
             self.passing = nn.HybridSequential(prefix="")
-            self.passing.add(*_depthwise(before, stride), _conv(channels // 2, 1))
-            self.convolved = _shuffle_branch(before, channels // 2, stride)
+            self.passing.add(*_depthwise(in_channels, stride), _conv(channels // 2, 1))
+            self.convolved = _shuffle_branch(in_channels, channels // 2, stride)
 
     def hybrid_forward(self, F, x):
         return _mixed(F, self.passing(x), self.convolved(x))
 
 
 class Inception(nn.HybridBlock):
-    """Several ways through, side by side, their channels joined.
+    """Inception block: parallel branches, concatenated along the channels.
 
-    one, two, three : channels of the convolutions on the ways 1 x 1; 1 x 1, 3 x 3; 1 x 1, 3 x 3, 3 x 3
-    pool, pooled : "avg" or "max" over 3 x 3, and the channels of the 1 x 1 convolution after it, 0 for none
+    one, two, three : channels of the convolutions of the branches 1 x 1; 1 x 1, 3 x 3; and 1 x 1, 3 x 3, 3 x 3
+    pool : "avg" or "max", the 3 x 3 pooling of the last branch
+    pooled : channels of the 1 x 1 convolution after the pooling; 0 for none
+    stride : of the last convolution of each branch, and of the pooling
     """
 
     def __init__(self, one, two, three, pool, pooled, stride=1, **kwargs):
         super().__init__(**kwargs)
         pooling = nn.AvgPool2D if pool == "avg" else nn.MaxPool2D
         with self.name_scope():
-            self.ways = nn.HybridSequential(prefix="")
+            self.ways = nn.HybridSequential(prefix="")  # the attribute is part of the names in saved parameters
             for channels in filter(None, (one, two, three)):
                 kernels = [1] + [3] * (len(channels) - 1)
                 strides = [1] * (len(channels) - 1) + [stride]
-                way = nn.HybridSequential(prefix="")
-                way.add(*[_conv(*convolution) for convolution in zip(channels, kernels, strides)])
-                self.ways.add(way)
-            way = nn.HybridSequential(prefix="")
-            way.add(pooling(3, stride, padding=1), *([_conv(pooled, 1)] if pooled else []))
-            self.ways.add(way)
+                branch = nn.HybridSequential(prefix="")
+                branch.add(*[_conv(*convolution) for convolution in zip(channels, kernels, strides)])
+                self.ways.add(branch)
+            branch = nn.HybridSequential(prefix="")
+            branch.add(pooling(3, stride, padding=1), *([_conv(pooled, 1)] if pooled else []))
+            self.ways.add(branch)
 
     def hybrid_forward(self, F, x):
-        return F.concat(*[way(x) for way in self.ways])
+        return F.concat(*[branch(x) for branch in self.ways])
 
 
 CUSTOM_BACKBONES = {"se_resnet50": se_resnet50, "bn_inception": bn_inception, "shufflenet_v2": shufflenet_v2}
 
 
 def _conv(channels, kernel, stride=1):
-    """Convolution that keeps the size but for its stride, batch norm, ReLU."""
+    """Convolution with "same" padding, batch norm, ReLU."""
     block = nn.HybridSequential(prefix="")
     block.add(nn.Conv2D(channels, kernel, stride, kernel // 2, use_bias=False), nn.BatchNorm(), nn.Activation("relu"))
     return block
 
 
 def _depthwise(channels, stride):
-    """A 3 x 3 convolution of each channel alone, and batch norm."""
+    """A depthwise 3 x 3 convolution, and batch norm."""
     return nn.Conv2D(channels, 3, stride, 1, groups=channels, in_channels=channels, use_bias=False), nn.BatchNorm()
 
 
-def _shuffle_branch(before, channels, stride):
+def _shuffle_branch(in_channels, channels, stride):
     block = nn.HybridSequential(prefix="")
     block.add(_conv(channels, 1), *_depthwise(channels, stride), _conv(channels, 1))
     return block
 
 
 def _mixed(F, passing, convolved):
-    """Two halves of the channels, joined and shuffled: one of this, one of that, and so on."""
+    """Concatenates two halves of the channels and shuffles them: one channel of each half in turn."""
     x = F.concat(passing, convolved)
     x = F.reshape(x, shape=(0, -4, 2, -1, -2))  # (N, 2, C / 2, H, W)
     return F.reshape(F.swapaxes(x, 1, 2), shape=(0, -3, -2))
 
 
 def _until_pooling(blocks, remove_stride):
-    """The blocks before the pooling that ends a network's convolutional part."""
+    """The blocks of a network before its final pooling."""
     features = nn.HybridSequential(prefix=blocks.prefix)
     for block in blocks:
         if isinstance(block, END_OF_FEATURE_MAP):
@@ -189,14 +197,14 @@ def _until_pooling(blocks, remove_stride):
 
 
 def _remove_last_stride(features):
-    """Stride 1 in the first block of a ResNet's last stage, in its main path and in its shortcut."""
+    """Sets stride 1 in the first block of a ResNet's last stage, in its main path and in its shortcut."""
     stages = [block for block in features if isinstance(block, nn.HybridSequential)]
     for convolution in children(stages[-1][0], nn.Conv2D):
         if convolution._kwargs["stride"] == (2, 2):
-            convolution._kwargs["stride"] = (1, 1)  # Gluon's zoo has no argument for it
+            convolution._kwargs["stride"] = (1, 1)  # the zoo has no argument for it
 
 
 def children(block, kind):
-    """All blocks of a kind within a block, itself included."""
+    """All blocks of a class within a block, including itself."""
     own = [block] if isinstance(block, kind) else []
     return own + [found for child in block._children.values() for found in children(child, kind)]

@@ -1,7 +1,7 @@
-"""Checkpoints: MXNet's old pair of files, and beside it a description of what the network is and expects.
+"""Checkpoints: a pair of files in MXNet's symbolic format, and a description of the network and its input.
 
-PREFIX-symbol.json and PREFIX-0000.params are what `mx.model.load_checkpoint(PREFIX, 0)` reads, so the authors' own
-evaluation code can use them too. PREFIX.json is ours; the authors' checkpoint has none.
+PREFIX-symbol.json and PREFIX-0000.params are read by `mx.model.load_checkpoint(PREFIX, 0)`, so the authors' evaluation
+code can use them as well. PREFIX.json, the description, is specific to this project; the authors' checkpoint has none.
 """
 
 import json
@@ -15,7 +15,7 @@ from cgd.system.environment import mx, versions
 from cgd.system.errors import InputError
 from cgd.system.files import replacing
 
-# What the released checkpoint expects, where a description does not say: the authors' evaluation code.
+# The options of the released checkpoint, from the authors' evaluation code; defaults for missing keys of a description.
 RELEASED = {
     "config": "MG",
     "dim": 1536,
@@ -35,19 +35,19 @@ RELEASED = {
 }
 
 
-MAX_IMAGE_SIDE = 4096  # a side of the network's input
+MAX_IMAGE_SIDE = 4096  # of the network's input, in pixels
 
 
 class Checkpoint:
-    """A checkpoint, read and checked.
+    """A checkpoint, loaded and validated.
 
     symbol : the graph, with one input, "data"
-    arg_params, aux_params : {name: NDArray}, just the graph's
-    description : dict; RELEASED, overlaid by PREFIX.json where there is one
+    arg_params, aux_params : {name: NDArray}, exactly the parameters of the graph
+    description : dict, RELEASED updated with PREFIX.json if it exists
     """
 
     def __init__(self, prefix):
-        """Raises InputError for files that are missing, unreadable, or do not fit one another."""
+        """Raises InputError if files are missing, unreadable or inconsistent."""
         self.prefix = str(prefix)
         self.symbol = _read_symbol(self.prefix + "-symbol.json")
         self.arg_params, self.aux_params = _read_params(self.prefix + "-0000.params")
@@ -57,7 +57,7 @@ class Checkpoint:
     def _check(self):
         arguments = set(self.symbol.list_arguments())
         if "data" not in arguments:
-            raise InputError("{}-symbol.json: expected a graph with the input 'data'".format(self.prefix))
+            raise InputError(f"{self.prefix}-symbol.json: expected a graph with the input 'data'")
         file = self.prefix + "-0000.params"
         states = set(self.symbol.list_auxiliary_states())
         weights.check_names((arguments - {"data"}) | states, set(self.arg_params) | set(self.aux_params), file)
@@ -65,17 +65,17 @@ class Checkpoint:
         try:
             arg_shapes, _, aux_shapes = self.symbol.infer_shape_partial(data=(1, 3, height, width))
         except (mx.base.MXNetError, TypeError, ValueError):
-            raise InputError("{}-symbol.json: not a network for pictures of {} x {}".format(self.prefix, width, height))
+            raise InputError(f"{self.prefix}-symbol.json: not a network for images of {width} x {height}")
         expected = dict(zip(self.symbol.list_arguments(), arg_shapes))
         expected.update(zip(self.symbol.list_auxiliary_states(), aux_shapes))
         for name, value in dict(self.arg_params, **self.aux_params).items():
             if expected[name] and expected[name] != value.shape:
-                raise InputError("{}: {} has shape {}, expected {}".format(file, name, value.shape, expected[name]))
+                raise InputError(f"{file}: {name} has shape {value.shape}, expected {expected[name]}")
             if not np.isfinite(value.asnumpy()).all():
-                raise InputError("{}: {} holds values that are not finite".format(file, name))
+                raise InputError(f"{file}: {name} contains values that are not finite")
 
     def graph(self, ctx):
-        """The network as the graph says it: a block, images (N, 3, H, W) -> embedding (N, dim)."""
+        """A SymbolBlock of the graph on the device(s) `ctx`: images (N, 3, H, W) -> embeddings (N, dim)."""
         block = mx.gluon.SymbolBlock(self.symbol, mx.sym.var("data", dtype="float32"))
         values = dict(self.arg_params, **self.aux_params)
         for name, parameter in block.collect_params().items():
@@ -84,9 +84,9 @@ class Checkpoint:
         return block
 
     def load_into(self, net):
-        """Sets the parameters of a `model.CGD`, by name; its classifier, which no checkpoint holds, stays as it is.
+        """Sets the parameters of a `model.CGD` by name; its classifier, which checkpoints lack, is not changed.
 
-        Raises InputError that names what is missing, left over or of another shape.
+        Raises InputError that names parameters that are missing, unknown or of another shape.
         """
         parameters = {
             name: parameter
@@ -97,12 +97,12 @@ class Checkpoint:
 
 
 def save(net, prefix, description):
-    """Writes the embedding part of a `model.CGD` that has seen a picture, and its description.
+    """Saves a `model.CGD`, without its classifier, and its description. A forward pass must have set all shapes.
 
-    `description` is a dict of what JSON can hold; the network's options and the versions are added to it.
+    `description` is a dict that JSON can represent; the network's options and the library versions are added to it.
     """
-    # On a CPU, a convolution that still runs may be changing the layout of its weights in place, and what is read
-    # meanwhile is neither the one nor the other.
+    # On a CPU, a running convolution may be changing the memory layout of its weights in place; reading them meanwhile
+    # gives a mixture of both layouts.
     mx.nd.waitall()
     values = {name: parameter.data(parameter.list_ctx()[0]) for name, parameter in net.collect_params().items()}
     symbol = _graph_of(net.options, {name: value.shape for name, value in values.items()})
@@ -121,7 +121,7 @@ def save(net, prefix, description):
 def _graph_of(options, shapes):
     """The graph of a network without its classifier.
 
-    Drawn from a network of its own, for Gluon keeps the variables of one that has run, made before it knew the shapes.
+    A new network is traced, because Gluon caches the variables of one that has run, from before the shapes were known.
     """
     net = model.CGD(**options)
     for name, parameter in net.collect_params().items():
@@ -135,36 +135,36 @@ def _read_symbol(file):
         _check_graph(json.loads(Path(file).read_text(encoding="utf-8")))
         return mx.sym.load(file)
     except (mx.base.MXNetError, ValueError, RecursionError) as error:
-        reason = "" if isinstance(error, mx.base.MXNetError) else " ({})".format(error)
-        raise InputError("{}: not a graph that MXNet can read{}; is it whole?".format(file, reason))
+        reason = "" if isinstance(error, mx.base.MXNetError) else f" ({error})"
+        raise InputError(f"{file}: not a graph that MXNet can read{reason}; the file may be truncated")
 
 
 def _check_graph(graph):
-    """Raises ValueError for a graph whose links lead nowhere: MXNet would follow them, and end with a crash."""
+    """Raises ValueError for invalid names and for links to missing nodes, which would crash MXNet."""
     try:
         nodes = graph["nodes"]
-        links = [(place, link) for place, node in enumerate(nodes) for link in node["inputs"]]
+        links = [(index, link) for index, node in enumerate(nodes) for link in node["inputs"]]
         links += [(len(nodes), link) for link in graph["heads"]]
         names = [node["name"] for node in nodes]
         outputs = [int(node.get("attrs", {}).get("num_outputs", 1)) for node in nodes]
-        sound = all(0 <= link[0] < place and 0 <= link[1] < outputs[link[0]] for place, link in links)
+        valid = all(0 <= link[0] < index and 0 <= link[1] < outputs[link[0]] for index, link in links)
     except (TypeError, KeyError, IndexError, AttributeError) as error:
-        raise ValueError("{} {}".format(type(error).__name__, error))
-    if not sound or not graph["heads"]:
-        raise ValueError("its links lead nowhere")
+        raise ValueError(f"{type(error).__name__} {error}")
+    if not valid or not graph["heads"]:
+        raise ValueError("invalid node link")
     if not all(isinstance(name, str) and name.isascii() and name.isprintable() for name in names):
-        raise ValueError("its names are no names")
+        raise ValueError("invalid node name")
 
 
 def _read_params(file):
     _must_exist(file)
     try:
-        return _split(read_arrays(file))
+        return _split_params(read_arrays(file))
     except ValueError as error:
-        raise InputError("{}: {}".format(file, error))
+        raise InputError(f"{file}: {error}")
 
 
-def _split(params):
+def _split_params(params):
     """{"arg:NAME": value, "aux:NAME": value} -> ({NAME: value}, {NAME: value})."""
     if any(name[:4] not in ("arg:", "aux:") for name in params):
         raise ValueError("expected names that start with arg: or aux:")
@@ -178,9 +178,9 @@ def _read_description(file):
     try:
         description = json.loads(Path(file).read_text())
     except (ValueError, RecursionError) as error:
-        raise InputError("{}: not JSON ({})".format(file, error))
+        raise InputError(f"{file}: not JSON ({error})")
     if not isinstance(description, dict):
-        raise InputError("{}: expected a JSON object".format(file))
+        raise InputError(f"{file}: expected a JSON object")
     _rename(description)
     for key, example in RELEASED.items():
         value = description.get(key, example)
@@ -189,18 +189,18 @@ def _read_description(file):
         else:
             fits = type(value) is type(example) and value != ""
         if not fits or (key.startswith("image_") and not 1 <= value <= MAX_IMAGE_SIDE):
-            raise InputError("{}: {} is {!r}; expected something like {!r}".format(file, key, value, example))
+            raise InputError(f"{file}: {key} is {value!r}; expected a value like {example!r}")
         if isinstance(example, list) and not (len(value) == 3 and all(map(_is_number, value))):
-            raise InputError("{}: {} is {!r}; expected three numbers".format(file, key, value))
+            raise InputError(f"{file}: {key} is {value!r}; expected three numbers")
         if key == "std" and min(value) <= 0:
-            raise InputError("{}: std is {!r}; expected three numbers above 0".format(file, value))
+            raise InputError(f"{file}: std is {value!r}; expected three numbers above 0")
     if "gem_p" in description:
-        description["gem_p"] = float(description["gem_p"])  # so that the network is the same with 3 as with 3.0
+        description["gem_p"] = float(description["gem_p"])  # 3 and 3.0 must give the same graph
     return description
 
 
 def _rename(description):
-    """Translates the keys of checkpoints that were saved before some options were renamed."""
+    """Renames the keys of checkpoints that were saved before some options were renamed."""
     for old, new in (("combination", "architecture"), ("combine", "fusion")):
         if old in description:
             description[new] = description.pop(old)
@@ -209,7 +209,7 @@ def _rename(description):
 
 
 def _is_number(value):
-    """Whether it is a whole number or a float, and finite as a float32."""
+    """Whether it is an int or a float that is finite in float32."""
     return type(value) in (int, float) and abs(value) < 1e38  # false for NaN too
 
 
@@ -217,7 +217,7 @@ def _must_exist(file):
     if Path(file).is_file():
         return
     prefix = file[: -len("-symbol.json")] if file.endswith("-symbol.json") else file[: -len("-0000.params")]
-    hint = "a checkpoint is named by what stands before -symbol.json"
+    hint = "a checkpoint is given by its prefix, the path without -symbol.json"
     if Path(prefix + ".tar.gz").exists():
-        hint = "unpack {0}.tar.gz first: tar zxf {0}.tar.gz -C {1}".format(prefix, Path(prefix).parent)
-    raise InputError("{}: no such file; {}".format(file, hint))
+        hint = f"unpack {prefix}.tar.gz first: tar zxf {prefix}.tar.gz -C {Path(prefix).parent}"
+    raise InputError(f"{file}: no such file; {hint}")

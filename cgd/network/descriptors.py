@@ -1,21 +1,21 @@
-"""Global descriptors: SPoC, MAC and GeM, which pool a map (N, C, H, W) to one vector for each picture."""
+"""Global descriptors: SPoC, MAC and GeM, which pool a feature map (N, C, H, W) to one vector per image."""
 
 from cgd.system.environment import mx
 
 nn = mx.gluon.nn
 
-MAX_P = 6.0  # of GeM: beyond, 1e-6 to the power of p underflows in float32, and the gradient of the root is not finite
+MAX_P = 6.0  # of GeM; for larger p, 1e-6 ** p underflows in float32, and the gradient of the root is not finite
 
 
 class SPoC(nn.HybridBlock):
-    """Sum pooling of convolutions, as a mean: (N, C, H, W) -> (N, C, 1, 1)."""
+    """Sum-pooled convolutions, computed as a mean: (N, C, H, W) -> (N, C, 1, 1)."""
 
     def hybrid_forward(self, F, x):
         return _global_pool(F, x, "avg")
 
 
 class MAC(nn.HybridBlock):
-    """Maximum activation of convolutions: (N, C, H, W) -> (N, C, 1, 1)."""
+    """Maximum activations of convolutions: (N, C, H, W) -> (N, C, 1, 1)."""
 
     def hybrid_forward(self, F, x):
         return _global_pool(F, x, "max")
@@ -24,9 +24,9 @@ class MAC(nn.HybridBlock):
 class GeM(nn.HybridBlock):
     """Generalised mean, (mean x^p)^(1/p) for each channel: (N, C, H, W) -> (N, C, 1, 1).
 
-    One scalar p for all channels, 3 at first. The released model keeps it (`lr_mult` 0); the paper allows learning it.
-    The map is clipped to [1e-6, 1e12] first: the power has no finite gradient at 0. A learned p is to be kept in bounds
-    by `clamp_p` after each step.
+    One scalar p for all channels, initially 3. It is constant in the released model (`lr_mult` 0); the paper allows
+    learning it, and `clamp_p` must then be called after each step. The feature map is first clipped to [1e-6, 1e12],
+    because the gradient of the power is not finite at 0.
     """
 
     def __init__(self, p=3.0, learn_p=False, **kwargs):
@@ -37,7 +37,7 @@ class GeM(nn.HybridBlock):
         self.p.grad_req = "write" if learn_p else "null"
 
     def clamp_p(self):
-        """Puts a learned p back into [1, MAX_P]: below 1 it is no generalised mean that stresses large values."""
+        """Clamps a learned p to [1, MAX_P]; below 1 the mean would no longer emphasise large values."""
         for p in self.p.list_data():
             p[:] = p.clip(1, MAX_P)
 
@@ -47,7 +47,7 @@ class GeM(nn.HybridBlock):
 
 
 def _global_pool(F, x, pool_type):
-    # The attributes are the released graph's; Gluon's own GlobalAvgPool2D of today adds another.
+    # The attributes of the released graph; GlobalAvgPool2D of today's Gluon adds another one.
     return F.Pooling(
         x,
         kernel=(1, 1),
@@ -60,7 +60,7 @@ def _global_pool(F, x, pool_type):
 
 
 def descriptor(letter, gem_p=3.0, learn_p=False):
-    """The block of a letter of a configuration: S (SPoC), M (MAC) or G (GeM)."""
+    """The block for a letter of the configuration: S (SPoC), M (MAC) or G (GeM)."""
     if letter == "G":
         return GeM(gem_p, learn_p, prefix="gem0_")
     return SPoC(prefix="") if letter == "S" else MAC(prefix="")

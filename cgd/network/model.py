@@ -1,4 +1,4 @@
-"""The network: global descriptors on a backbone's last map, and one embedding of them all.
+"""The network: global descriptors of a backbone's last feature map, combined into one embedding.
 
 Sources are named as in README: "the released graph" is the `-symbol.json` of the authors' CUB200 model.
 """
@@ -10,48 +10,51 @@ from cgd.system.environment import mx
 
 nn = mx.gluon.nn
 
-# Prefixes of parameter names: the released graph's, so that its parameters load by name, and the classifier's.
+# Prefixes of parameter names: that of the released graph, so that its parameters load by name, and the classifier's.
 HEAD_PREFIX, CLASSIFIER_PREFIX = "faenet0_", "auxiliary0_"
 
-# Of each Dense layer. The released graph has it for the branches'; for the classifier's it is inferred.
+# Initialiser of all Dense layers. For the branches it is that of the released graph; for the classifier it is inferred.
 XAVIER = mx.init.Xavier(rnd_type="uniform", factor_type="avg", magnitude=2)
 
 
 class CGD(nn.HybridBlock):
     """Combination of multiple global descriptors.
 
-    Each letter of `config` names a global descriptor of the backbone's last map: S (SPoC), M (MAC) or G (GeM). Each is
-    reduced by a Dense layer and L2-normalised, a branch; together, and normalised once more, they are the embedding.
+    Each letter of `config` names a global descriptor of the last feature map: S (SPoC), M (MAC) or G (GeM). In each
+    branch, a descriptor is reduced by a Dense layer and L2-normalised. The branches are concatenated (or added) and
+    L2-normalised again, which gives the embedding.
 
-    images (N, 3, H, W), normalised -> embedding (N, dim), each row of length 1.
-    With `classes`, the training form: -> embedding, [what the ranking loss sees, (N, d) each], [logits (N, classes)].
-    The logits are those of the auxiliary classifier, which sees the first letter's descriptor before its Dense layer.
-    Its weights begin as the branches' do (Xavier): inferred, for nothing known of the paper says it.
+    Inference: images (N, 3, H, W), normalised -> embeddings (N, dim) of unit length.
+    Training (with `classes`): -> embeddings, [inputs of the ranking loss, (N, d) each], [logits (N, classes)].
+    The auxiliary classifier takes the first descriptor, before its Dense layer. Its Xavier initialisation, the same as
+    in the branches, is inferred; the known parts of the paper do not specify it.
 
     Parameters
     ----------
     config : str
-        The descriptors in order, as in the paper: "MG", "SMG", ... No letter twice.
+        The descriptors in order, as in the paper: "MG", "SMG", ... Letters must be unique.
     dim : int
-        Length of the embedding; with `fusion="concat"` each branch has its equal share of it.
+        Dimension of the embedding; with `fusion="concat"` it is divided equally among the branches.
     backbone : str
         Any name that `backbones.convolutions` knows.
     classes : int, optional
-        Number of training classes, for the training form; 0 for one without the auxiliary classifier.
+        Number of training classes, which selects the training outputs; 0: training without the auxiliary classifier.
     architecture : {"CGD", "A", "B"}
-        The paper's Table 3. "A": each branch has a ranking loss of its own, and they are combined for the test alone.
-        "B": the descriptors are combined before one Dense layer for all.
+        The paper's Table 3. "A": each branch has its own ranking loss, and branches are combined for testing only.
+        "B": the descriptors are combined before a single Dense layer.
     fusion : {"concat", "sum"}
-        "concat" joins; "sum" adds branches of full length (the paper's Table 4).
-    gem_p, learn_p : float, bool
-        GeM's power and whether it is learned.
+        "concat" concatenates the branches; "sum" adds branches of dimension `dim` (the paper's Table 4).
+    gem_p : float
+        Power p of GeM, or its initial value.
+    learn_p : bool
+        Whether p is learned.
     dense_bias : bool
-        Bias in the branches' Dense layers. The released graph has one; the author says there is none.
+        Bias in the Dense layers of the branches. The released graph has it; the author says there is none.
     last_stride : {1, 2}
-        Stride of the backbone's last stage. 1, as in the released graph, turns an input of 224 into a map of 14 x 14.
-        Networks that are neither a ResNet nor one of `backbones.CUSTOM_BACKBONES` always stay as they are.
+        Stride of the backbone's last stage. 1, as in the released graph, gives a feature map of 14 x 14 for an input of
+        224 x 224. Ignored for backbones that are neither ResNets nor in `backbones.CUSTOM_BACKBONES`.
 
-    Raises InputError for an unknown configuration or backbone, and for a `dim` the branches cannot share.
+    Raises InputError for an unknown configuration or backbone, and if `dim` is not divisible among the branches.
     """
 
     def __init__(
@@ -96,21 +99,21 @@ class CGD(nn.HybridBlock):
         return embedding, ranked, [self.classifier(pooled[0])] if self.classifier else []
 
     def embed(self, x):
-        """The embedding alone, (N, dim), in either form."""
+        """The embeddings only, (N, dim), also of a network with training outputs."""
         return self(x)[0] if self.for_training else self(x)
 
     def clamp_p(self):
-        """Keeps a learned power of GeM in bounds; to be called after each step of the optimiser."""
+        """Clamps a learned p of GeM to its bounds; to be called after each optimiser step."""
         for gem in children(self.descriptors, GeM):
             if gem.p.grad_req != "null":
                 gem.clamp_p()
 
     def gem_p(self):
-        """GeM's power, a float. Only for a network with the letter G."""
+        """The current p of GeM, a float. Requires the letter G in the configuration."""
         return float(children(self.descriptors, GeM)[0].p.list_data()[0].asscalar())
 
     def freeze_batch_norm(self):
-        """Batch norm of the backbone keeps its statistics, scale and shift, as some re-implementations train."""
+        """Freezes the statistics, gamma and beta of the backbone's batch norm layers, as some re-implementations do."""
         for norm in children(self.features, nn.BatchNorm):
             norm._kwargs["use_global_stats"] = True
             norm.gamma.grad_req = norm.beta.grad_req = "null"
@@ -131,7 +134,7 @@ def _reduction(dim, bias):
 
 
 def _classifier(classes):
-    # Without an initialiser of its own the Dense layer would have MXNet's default, Uniform(0.07) whatever its size.
+    # Without an explicit initialiser the Dense layer would use MXNet's default, Uniform(0.07), regardless of its size.
     block = nn.HybridSequential(prefix=CLASSIFIER_PREFIX)
     with block.name_scope():
         block.add(nn.BatchNorm(), nn.Dense(classes, weight_initializer=XAVIER))

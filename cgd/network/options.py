@@ -1,10 +1,10 @@
-"""What a network is built from: the names of its options, and which of their values go together. Without MXNet."""
+"""The options of the network: their names, and checks of their values. Does not import MXNet."""
 
 from cgd.system.errors import InputError
 
 LETTERS, ARCHITECTURES, FUSIONS = "SMG", ("CGD", "A", "B"), ("concat", "sum")
 
-# What it takes to build a network again: arguments of CGD, fields of a recipe, keys of a checkpoint's description.
+# Everything needed to rebuild a network: arguments of CGD, fields of a recipe, keys of a checkpoint's description.
 OPTIONS = (
     "config",
     "dim",
@@ -19,12 +19,12 @@ OPTIONS = (
 
 
 def check_branches(config, dim, fusion="concat", architecture="CGD"):
-    """Raises InputError unless `config` names descriptors, each once, that can share `dim`."""
+    """Raises InputError unless `config` is valid, `dim` is divisible among its branches, and the choices are known."""
     if not config or set(config) - set(LETTERS) or len(set(config)) != len(config):
-        raise InputError("configuration {!r}: expected letters of S, M and G, each at most once".format(config))
+        raise InputError(f"configuration {config!r}: expected letters of S, M and G, each at most once")
     if fusion not in FUSIONS:
-        raise InputError("fusion {!r}: expected 'concat' or 'sum'".format(fusion))
+        raise InputError(f"fusion {fusion!r}: expected 'concat' or 'sum'")
     if architecture not in ARCHITECTURES:
-        raise InputError("architecture {!r}: expected 'CGD', 'A' or 'B'".format(architecture))
+        raise InputError(f"architecture {architecture!r}: expected 'CGD', 'A' or 'B'")
     if dim < 1 or (fusion == "concat" and architecture != "B" and dim % len(config)):
-        raise InputError("dim {}: expected a positive multiple of {} for {!r}".format(dim, len(config), config))
+        raise InputError(f"dim {dim}: expected a positive multiple of {len(config)} for {config!r}")

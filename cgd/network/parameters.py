@@ -1,8 +1,8 @@
-"""Parameter files, checked before MXNet sees them.
+"""Parameter files, validated before MXNet loads them.
 
-MXNet believes what stands in such a file: a wrong size makes it reserve any amount of memory, and fill it for minutes.
-Each array has a device in the file, the one it was saved from, and MXNet's GPU build loads it there: a file saved on
-GPU 3 cannot be loaded on a machine with one GPU. So files are written, and read, as if all arrays were on the CPU.
+MXNet does not validate them: a wrong size makes it allocate any amount of memory and fill it for minutes. The file also
+stores the device of each array, and MXNet's GPU build loads the array there, so a file saved on GPU 3 cannot be loaded
+on a machine with one GPU. Files are therefore written, and read, as if all arrays were on the CPU.
 """
 
 import errno
@@ -13,106 +13,107 @@ from cgd.system.environment import mx
 from cgd.system.errors import InputError
 
 FILE_MAGIC = 0x112
-ARRAY_MAGIC, OLDER_MAGIC = 0xF993FAC9, 0xF993FAC8  # since MXNet 1.0, and before; older still, there was none
-ITEM_SIZES = {0: 4, 1: 8, 2: 2, 3: 1, 4: 4, 5: 1, 6: 8}  # bytes, by MXNet's number of the data type
+ARRAY_MAGIC, OLDER_MAGIC = 0xF993FAC9, 0xF993FAC8  # since MXNet 1.0, and before; the oldest format has none
+ITEM_SIZES = {0: 4, 1: 8, 2: 2, 3: 1, 4: 4, 5: 1, 6: 8}  # bytes, by MXNet's type flag
 MAX_DIMENSIONS = 8
-CPU = struct.pack("<ii", 1, 0)  # a device in a file: MXNet's number of its kind (2 is a GPU), and its own number
+CPU = struct.pack("<ii", 1, 0)  # a device in a file: device type (1 CPU, 2 GPU) and device id
 
 
 def read_arrays(file):
-    """{name: NDArray}, on the CPU, of a file that mx.nd.save wrote on any device.
+    """{name: NDArray}, on the CPU, from a file that mx.nd.save wrote on any device.
 
-    Raises InputError where it is missing or broken.
+    Raises InputError if the file is missing or invalid.
     """
     try:
         data = Path(file).read_bytes()
-        elsewhere = [at for at in _devices(data) if data[at : at + len(CPU)] != CPU]
-        arrays = mx.nd.load_frombuffer(_on_cpu(data, elsewhere)) if elsewhere else mx.nd.load(str(file))
+        not_cpu = [at for at in _device_offsets(data) if data[at : at + len(CPU)] != CPU]
+        arrays = mx.nd.load_frombuffer(_on_cpu(data, not_cpu)) if not_cpu else mx.nd.load(str(file))
     except OSError as error:
-        raise InputError("{}: {}".format(file, error.strerror))
+        raise InputError(f"{file}: {error.strerror}")
     except (mx.base.MXNetError, ValueError) as error:
-        reason = "" if isinstance(error, mx.base.MXNetError) else " ({})".format(error)
-        raise InputError("{}: not a parameter file that MXNet can read{}; is it whole?".format(file, reason))
+        reason = "" if isinstance(error, mx.base.MXNetError) else f" ({error})"
+        raise InputError(f"{file}: not a parameter file that MXNet can read{reason}; the file may be truncated")
     if not isinstance(arrays, dict):
-        raise InputError("{}: expected named parameters".format(file))
+        raise InputError(f"{file}: expected named parameters")
     return arrays
 
 
 def write_arrays(file, arrays):
-    """Writes {name: NDArray} as mx.nd.save does, from the CPU. Raises OSError where it could not be written whole.
+    """Writes {name: NDArray} with mx.nd.save, from the CPU. Raises OSError if the file could not be written completely.
 
-    MXNet does not notice when only the last bytes find no room, so what was written is looked through.
+    MXNet does not notice if the disk is full when the last bytes are flushed, so the file is validated.
     """
     arrays = {name: value.as_in_context(mx.cpu()) for name, value in arrays.items()}
     try:
         mx.nd.save(str(file), arrays)
-        _devices(Path(file).read_bytes())
+        _device_offsets(Path(file).read_bytes())
     except (mx.base.MXNetError, ValueError):
-        raise OSError(errno.ENOSPC, "it could not be written whole; is the disk full?")
+        raise OSError(errno.ENOSPC, "the file is incomplete; the disk may be full")
 
 
-def _on_cpu(data, places):
-    """The bytes of a file with the devices at these places set to the CPU."""
+def _on_cpu(data, offsets):
+    """The bytes of a file, with the devices at these offsets set to the CPU."""
     data = bytearray(data)
-    for at in places:
+    for at in offsets:
         data[at : at + len(CPU)] = CPU
     return bytes(data)
 
 
-def _devices(data):
-    """Where the device of each array stands. Raises ValueError where a file of parameters does not hold together.
+def _device_offsets(data):
+    """The byte offset of the device of each array. Raises ValueError if the parameter file is invalid.
 
-    The layout: a magic number, 0, the number of arrays, the arrays, the number of names, the names.
+    File format: magic number, 0, number of arrays, arrays, number of names, names.
     """
-    (magic, _, arrays), at = _take("QQQ", data, 0)
+    (magic, _, arrays), at = _unpack("QQQ", data, 0)
     if magic != FILE_MAGIC:
-        raise ValueError("it begins otherwise")
-    devices = []
+        raise ValueError("bad magic number")
+    offsets = []
     for _ in range(arrays):
-        device, at = _device_and_end(data, at)
-        devices.append(device)
-    (names,), at = _take("Q", data, at)
+        offset, at = _device_and_end(data, at)
+        offsets.append(offset)
+    (names,), at = _unpack("Q", data, at)
     if names not in (0, arrays):
-        raise ValueError("{} names for {} arrays".format(names, arrays))
+        raise ValueError(f"{names} names for {arrays} arrays")
     for _ in range(names):
-        (length,), at = _take("Q", data, at)
+        (length,), at = _unpack("Q", data, at)
         data[at : at + length].decode("ascii")
         at += length
     if at != len(data):
-        raise ValueError("{} bytes where {} were expected".format(len(data), at))
-    return devices
+        raise ValueError(f"{len(data)} bytes, expected {at}")
+    return offsets
 
 
 def _device_and_end(data, at):
-    """Where an array's device stands, and where the array ends.
+    """The byte offset of the device of the array that starts at `at`, and of the end of the array.
 
-    The layout: magic number, storage (0 for dense), dimensions, device (its kind and number), data type, values.
+    Array format: magic number, storage type (0 is dense), number of dimensions, shape, device (type and id), data type,
+    values.
     """
-    (magic,), at = _take("I", data, at)
-    storage, dimensions, size_layout = 0, magic, "I"  # of the oldest layout
+    (magic,), at = _unpack("I", data, at)
+    storage, dimensions, size_format = 0, magic, "I"  # the oldest format
     if magic == ARRAY_MAGIC:
-        (storage, dimensions), at = _take("ii", data, at)
-        size_layout = "q"
+        (storage, dimensions), at = _unpack("ii", data, at)
+        size_format = "q"
     elif magic == OLDER_MAGIC:
-        (dimensions,), at = _take("i", data, at)
-        size_layout = "q"
+        (dimensions,), at = _unpack("i", data, at)
+        size_format = "q"
     if storage != 0 or not 1 <= dimensions <= MAX_DIMENSIONS:
-        raise ValueError("an array of unknown layout, at byte {}".format(at))
-    sizes, at = _take(size_layout * dimensions, data, at)
+        raise ValueError(f"unknown array format at byte {at}")
+    shape, at = _unpack(size_format * dimensions, data, at)
     device = at
-    (_, _, kind), at = _take("iii", data, at)
-    if kind not in ITEM_SIZES or min(sizes) < 1:
-        raise ValueError("an array without values or of unknown type, at byte {}".format(at))
-    values = ITEM_SIZES[kind]
-    for size in sizes:
-        values *= size
-    return device, at + values
+    (_, _, dtype), at = _unpack("iii", data, at)
+    if dtype not in ITEM_SIZES or min(shape) < 1:
+        raise ValueError(f"empty array or unknown data type at byte {at}")
+    size = ITEM_SIZES[dtype]
+    for length in shape:
+        size *= length
+    return device, at + size
 
 
-def _take(layout, data, at):
-    """The numbers of this layout that stand at a byte, and the byte after them."""
+def _unpack(layout, data, at):
+    """Unpacks little-endian numbers (struct format `layout`) at byte `at`; returns them and the offset after them."""
     layout = "<" + layout
     end = at + struct.calcsize(layout)
     if end > len(data):
-        raise ValueError("it ends after {} bytes".format(len(data)))
+        raise ValueError(f"unexpected end of file after {len(data)} bytes")
     return struct.unpack_from(layout, data, at), end

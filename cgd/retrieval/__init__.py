@@ -1,1 +1,1 @@
-"""Descriptors of a data set, exact Recall@K and nearest neighbours, pictures of what is retrieved."""
+"""Evaluation, exact Recall@K and nearest neighbours, image sheets of retrieved neighbours."""

@@ -1,4 +1,4 @@
-"""Evaluation: the descriptors of a data set's test half, and their Recall@K."""
+"""Evaluation: embeddings of the test split of a data set, and their Recall@K."""
 
 import time
 from collections import namedtuple
@@ -12,28 +12,29 @@ from cgd.retrieval.recall import recall_at_k
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
 
-# How pictures are made ready: size (width, height), mean and std of the three channels.
+# size : (width, height) of the network's input · mean, std : of the three channels, for x / 255
 Preprocessing = namedtuple("Preprocessing", "size mean std")
 
-# embeddings : (N, dim) float32 · identities : (N,) int · records : the N records they describe
+# embeddings : (N, dim) float32 · identities : (N,) int · records : the N Records
 Embeddings = namedtuple("Embeddings", "embeddings identities records")
 
-# recalls : list of float, one for each rank · queries : Embeddings · gallery : Embeddings, or None
-# images_per_second : reading to descriptor · search_seconds : the time Recall@K took
+# recalls : list of float, one per rank · queries : Embeddings · gallery : Embeddings, or None
+# images_per_second : rate of extraction, including reading · search_seconds : time to compute Recall@K
 Result = namedtuple("Result", "recalls queries gallery images_per_second search_seconds")
 
 
 class Evaluator:
-    """Measures Recall@K of a data set's test half, as often as it is asked to.
+    """Measures Recall@K on the test split of a data set; can be called repeatedly.
 
-    Its loader processes are forked once, here: create it before the GPU is used.
+    The constructor forks the loader processes, so create it before the GPU is used.
 
     Parameters
     ----------
     dataset : datasets.Dataset
     preprocessing : Preprocessing
-    batch_size, num_workers : int, images a step, and processes that decode ahead of the network
-    unreadable : loader.Unreadable; the pictures it lets pass are no queries and are not found
+    batch_size : int, images per batch
+    num_workers : int, processes that decode images
+    unreadable : loader.Unreadable; the images it skips are excluded from queries and gallery
     """
 
     def __init__(self, dataset, preprocessing, batch_size, num_workers, unreadable=None):
@@ -42,11 +43,11 @@ class Evaluator:
         self.extractor = Extractor(records, preprocessing, batch_size, num_workers, unreadable)
 
     def __call__(self, embed, ctx, quiet=False):
-        """Recall@K of the test half, among itself or against its gallery, as a `Result`.
+        """Evaluates the test split, searched in its gallery or in itself. Returns a `Result`.
 
-        embed : (N, 3, H, W) -> (N, dim), the network
-        ctx : the device that `embed` runs on
-        quiet : no progress bar
+        embed : function (N, 3, H, W) -> (N, dim), the network
+        ctx : device that `embed` runs on
+        quiet : hides the progress bar
         """
         start = time.time()
         embeddings, readable = self.extractor(embed, ctx, quiet)
@@ -63,15 +64,15 @@ class Evaluator:
 
 
 def _embeddings(embeddings, records, readable):
-    """`Embeddings`: the pictures that could be read."""
+    """The `Embeddings` of the readable images."""
     if not readable.any():
-        raise InputError("none of the {} test pictures could be read".format(len(records)))
-    records = [record for record, whole in zip(records, readable) if whole]
+        raise InputError(f"none of the {len(records)} test images could be read")
+    records = [record for record, ok in zip(records, readable) if ok]
     return Embeddings(embeddings[readable], np.array([record.identity for record in records]), records)
 
 
 class Extractor:
-    """The descriptors of records, in their order; its loader processes are forked once, here."""
+    """Extracts the embeddings of records, in their order. The constructor forks the loader processes."""
 
     def __init__(self, records, preprocessing, batch_size, num_workers, unreadable=None):
         view = images.EvalView(records, preprocessing.size)
@@ -79,29 +80,32 @@ class Extractor:
         self.loader = Loader(view, self.batch_size, num_workers, unreadable)
 
     def __call__(self, embed, ctx, quiet=False):
-        """(N, dim) float32 array, and an (N,) bool array: whether the picture could be read (see Evaluator)."""
+        """Returns embeddings (N, dim), float32, and readable (N,), bool: whether each image could be read.
+
+        Arguments are those of `Evaluator`.
+        """
         count, rows, readable = len(self.loader.view), [], []
         batches = self.loader.batches(images.eval_batches(count, self.batch_size))
         with tqdm(total=count, unit="image", disable=quiet, mininterval=0.5, leave=False) as progress:
-            for pictures, _, whole in batches:
-                rows.append(embed(self._prepared(pictures, ctx)))
-                readable.append(whole)
-                if len(rows) > 1:  # waits for the batch before this one only: the device is never idle
+            for pictures, _, batch_readable in batches:
+                rows.append(embed(self._preprocess(pictures, ctx)))
+                readable.append(batch_readable)
+                if len(rows) > 1:  # waits for the previous batch only, so that the device is never idle
                     rows[-2] = rows[-2].asnumpy()
                     progress.update(len(rows[-2]))
             rows[-1] = rows[-1].asnumpy()
         embeddings = np.concatenate(rows)[:count]
         if not np.isfinite(embeddings).all():
-            raise InputError("the network's descriptors are not finite")
+            raise InputError("the network's embeddings are not finite")
         return embeddings, np.concatenate(readable)
 
-    def _prepared(self, pictures, ctx):
-        """The network's input. The last batch is filled up: cuDNN would tune each convolution for another size."""
+    def _preprocess(self, pictures, ctx):
+        """The network's input. The last batch is padded, because cuDNN tunes each convolution for every batch size."""
         x = images.normalise(pictures.as_in_context(ctx), self.preprocessing.mean, self.preprocessing.std)
         missing = self.batch_size - len(x)
         return mx.nd.concat(x, mx.nd.zeros((missing, *x.shape[1:]), ctx=ctx), dim=0) if missing else x
 
 
 def report(ranks, recalls):
-    """The lines `R@   1: 0.7681`, as the authors' evaluation code prints them."""
-    return "\n".join("R@{:4d}: {:.4f}".format(k, recall) for k, recall in zip(ranks, recalls))
+    """The recalls in the format of the authors' evaluation code: lines `R@   1: 0.7681`."""
+    return "\n".join(f"R@{k:4d}: {recall:.4f}" for k, recall in zip(ranks, recalls))

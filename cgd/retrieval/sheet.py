@@ -1,4 +1,4 @@
-"""Pictures of what a network retrieves.
+"""Draws queries and their nearest neighbours.
 
 python test.py --pretrained-model=runs/demo-MG-1/last --save-embeddings=demo.npz
 python -m cgd.retrieval.sheet demo.npz neighbours.png
@@ -18,19 +18,23 @@ SIDE, GAP, FRAME = 96, 8, 4
 INK, RIGHT, WRONG = (40, 40, 40), (34, 139, 76), (200, 52, 44)
 
 
-def neighbours(kept, file, queries=8, k=8, seed=0):
-    """Draws queries, picked at random, each in a row with its k nearest: right ones ticked, wrong ones crossed.
+def neighbours(saved, file, queries=8, k=8, seed=0):
+    """Draws random queries, one per row, and their k nearest neighbours: correct ones ticked, wrong ones crossed.
 
-    kept : {name: array}, what test.py --save-embeddings wrote · file : the picture
+    saved : {name: array}, the file that test.py --save-embeddings writes
+    file : path of the image
+    queries, k : number of queries and of neighbours
+    seed : seed of the choice of queries
     """
-    identities, paths, in_gallery = kept["identities"], kept["paths"], kept["gallery"]
-    boxes = [tuple(box) if box[2] else None for box in kept["boxes"].tolist()]
-    asked, searched = kept["embeddings"][~in_gallery], kept["embeddings"][in_gallery]
-    rows = np.sort(np.random.RandomState(seed).permutation(len(asked))[:queries])
-    if len(searched):
-        found = nearest(asked, min(k, len(searched)), searched)[rows] + len(asked)  # the gallery follows the queries
+    identities, paths, in_gallery = saved["identities"], saved["paths"], saved["gallery"]
+    boxes = [tuple(box) if box[2] else None for box in saved["boxes"].tolist()]
+    query_vectors, gallery = saved["embeddings"][~in_gallery], saved["embeddings"][in_gallery]
+    count = len(query_vectors)
+    rows = np.sort(np.random.RandomState(seed).permutation(count)[:queries])
+    if len(gallery):
+        found = nearest(query_vectors, min(k, len(gallery)), gallery)[rows] + count  # the gallery follows the queries
     else:
-        found = nearest(asked, min(k, len(asked) - 1))[rows]
+        found = nearest(query_vectors, min(k, count - 1))[rows]
     width = (found.shape[1] + 1) * (SIDE + GAP) + 3 * GAP
     sheet = Image.new("RGB", (width, len(rows) * (SIDE + GAP) + 4 * GAP), "white")
     draw = ImageDraw.Draw(sheet)
@@ -52,40 +56,44 @@ def _thumbnail(path, box):
     try:
         image = Image.open(str(path)).convert("RGB")
     except OSError as error:
-        raise InputError("{}: {}".format(path, error.strerror or "not a picture that can be decoded"))
+        raise InputError(f"{path}: {error.strerror or 'cannot be decoded'}")
     if box is not None:
         x, y, w, h = box
         image = image.crop((x, y, min(x + w, image.width), min(y + h, image.height)))
     return image.resize((SIDE, SIDE), Image.BILINEAR)
 
 
-def _mark(draw, x, y, right):
-    """A frame, and a tick or a cross for those who do not tell its colours apart."""
-    colour = RIGHT if right else WRONG
+def _mark(draw, x, y, correct):
+    """A coloured frame, with a tick or a cross for colour-blind readers."""
+    colour = RIGHT if correct else WRONG
     draw.rectangle((x, y, x + SIDE - 1, y + SIDE - 1), outline=colour, width=FRAME)
     corner = x + SIDE - 20, y + SIDE - 20
     draw.rectangle((*corner, x + SIDE - 1, y + SIDE - 1), fill=colour)
-    strokes = [[(4, 10), (8, 15), (16, 5)]] if right else [[(5, 5), (15, 15)], [(15, 5), (5, 15)]]
+    strokes = [[(4, 10), (8, 15), (16, 5)]] if correct else [[(5, 5), (15, 15)], [(15, 5), (5, 15)]]
     for stroke in strokes:
         draw.line([(corner[0] + a, corner[1] + b) for a, b in stroke], fill="white", width=3)
 
 
 def main():
-    parser = errors.Parser(description="Draw queries and what they retrieve.")
-    parser.add_argument("embeddings", metavar="EMBEDDINGS.npz", help="what test.py --save-embeddings wrote")
-    parser.add_argument("picture", metavar="OUT.png")
-    parser.add_argument("--queries", type=flags.whole(1), default=8, help="how many, picked at random (default: 8)")
-    parser.add_argument("--neighbours", type=flags.whole(1), default=8, help="how many of each (default: 8)")
-    parser.add_argument("--seed", type=flags.whole(0), default=0, help="other seeds pick other queries (default: 0)")
+    parser = errors.Parser(description="Draw random queries and their nearest neighbours.")
+    parser.add_argument("embeddings", metavar="EMBEDDINGS.npz", help="file written by test.py --save-embeddings")
+    parser.add_argument("image", metavar="OUT.png", help="image to write")
+    parser.add_argument(
+        "--queries", type=flags.whole(1), default=8, metavar="N", help="number of random queries (default: 8)"
+    )
+    parser.add_argument(
+        "--neighbours", type=flags.whole(1), default=8, metavar="K", help="neighbours per query (default: 8)"
+    )
+    parser.add_argument("--seed", type=flags.whole(0), default=0, help="seed of the choice of queries (default: 0)")
     options = parser.parse_args()
     names = ("embeddings", "identities", "paths", "boxes", "gallery")
     try:
         with np.load(options.embeddings) as archive:
-            kept = {name: archive[name] for name in names}
+            saved = {name: archive[name] for name in names}
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError("{}: not what test.py --save-embeddings writes ({})".format(options.embeddings, error))
-    neighbours(kept, options.picture, options.queries, options.neighbours, options.seed)
-    print("written: {}".format(options.picture))
+        raise InputError(f"{options.embeddings}: not a file written by test.py --save-embeddings ({error})")
+    neighbours(saved, options.image, options.queries, options.neighbours, options.seed)
+    print(f"saved: {options.image}")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What everything else stands on: MXNet made importable, devices, errors, files."""
+"""The import of MXNet, devices, errors and files: used by all other packages."""

@@ -1,7 +1,7 @@
-"""MXNet, made importable on today's Pythons; its devices, threads and seeds.
+"""Imports MXNet on current Python versions; its devices, threads and seeds.
 
-Every module takes MXNet from here (`from cgd.system.environment import mx`): what has to happen before that import
-happens in this file and nowhere else. One flag acts then, before the arguments are parsed: see `_forbid_tf32`.
+Every module imports MXNet from here (`from cgd.system.environment import mx`), because this file does all that must
+happen before that import. One flag, --tf32, takes effect before the arguments are parsed: see `_forbid_tf32`.
 """
 
 import ctypes
@@ -17,8 +17,8 @@ from pathlib import Path
 from cgd.system import machine
 from cgd.system.errors import InputError, report
 
-# The CUDA 11 libraries that mxnet-cu112's libmxnet.so links to and does not carry, each with the wheel that has it.
-# In the order in which they need one another; cuDNN opens its parts by name once they are wanted.
+# The CUDA 11 libraries that libmxnet.so of mxnet-cu112 links to but does not include, and the wheels that contain them,
+# in the order of their dependencies. cuDNN loads its parts by name when they are needed.
 CUDA_LIBRARIES = {
     "libcudart.so.11.0": "nvidia-cuda-runtime-cu11",
     "libnvrtc.so.11.2": "nvidia-cuda-nvrtc-cu11",
@@ -42,7 +42,7 @@ TF32_FLAG, TF32_VARIABLE = "--tf32", "NVIDIA_TF32_OVERRIDE"
 
 
 def _restore_numpy_names():
-    """MXNet 1.9.1 uses numpy.bool and its like, which numpy 1.24 took away."""
+    """MXNet 1.9.1 uses numpy.bool and similar aliases, which numpy 1.24 removed."""
     import numpy
 
     for name, builtin in (("bool", bool), ("int", int), ("float", float), ("complex", complex), ("object", object)):
@@ -51,22 +51,22 @@ def _restore_numpy_names():
 
 
 def _restore_distutils():
-    """MXNet 1.9.1 imports distutils, which Python 3.12 took away; setuptools brings it back when imported first."""
+    """MXNet 1.9.1 imports distutils, which Python 3.12 removed; importing setuptools first restores it."""
     if sys.version_info >= (3, 12):
         import setuptools  # noqa: F401
 
 
 def _use_all_cores():
-    """MXNet alone takes half of the cores, for it believes that two share one unit; it reads this when imported."""
+    """MXNet assumes hyper-threading and uses half of the cores by default. It reads OMP_NUM_THREADS when imported."""
     os.environ.setdefault("OMP_NUM_THREADS", str(machine.usable_cores()))
 
 
 def _forbid_tf32():
-    """Full float32 on Ampere and Ada, where cuDNN 8 by default rounds a convolution's factors to TF32 (10 bits).
+    """Disables TF32 on Ampere and Ada GPUs, where cuDNN 8 by default rounds inputs of convolutions to TF32 (10 bits).
 
-    0 forbids that to all of NVIDIA's libraries. They read it when they are loaded, which is before any arguments are
-    parsed: so the flag, which train.py alone has, is looked for among the process's words, where it is never shortened
-    (errors.Parser). A variable that the user set stays, but for a 0 beside the flag.
+    NVIDIA_TF32_OVERRIDE=0 disables it in all NVIDIA libraries. They read it when they are loaded, before the arguments
+    are parsed, so --tf32, a flag of train.py, is looked up in sys.argv; errors.Parser does not accept abbreviations of
+    it. A value that the user has set is kept, except that --tf32 removes a 0.
     """
     if TF32_FLAG not in sys.argv:
         os.environ.setdefault(TF32_VARIABLE, "0")
@@ -75,12 +75,12 @@ def _forbid_tf32():
 
 
 def tf32_allowed():
-    """Whether NVIDIA's libraries may use TF32, on GPUs that have it."""
+    """Whether NVIDIA's libraries may use TF32, on GPUs that support it."""
     return os.environ.get(TF32_VARIABLE) != "0"
 
 
 def _load_cuda_wheels():
-    """Loads the CUDA libraries of the nvidia-*-cu11 wheels, for all to see, where libmxnet.so then finds them."""
+    """Loads the CUDA libraries of the nvidia-*-cu11 wheels with global symbols, so that libmxnet.so finds them."""
     spec = importlib.util.find_spec("nvidia")
     folders = [Path(folder) for folder in spec.submodule_search_locations] if spec else []
     for library in CUDA_LIBRARIES:
@@ -89,21 +89,19 @@ def _load_cuda_wheels():
 
 
 def _explain(error):
-    """One line for the dynamic linker's complaint: the wheel that is missing, or the build that fits this machine."""
+    """Explains an error of the dynamic linker in one line: the missing wheel, or the build for this machine."""
     missing = re.search(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object file", str(error))
     if not missing:
-        return "MXNet cannot be loaded: {}".format(error)
+        return f"MXNet cannot be loaded: {error}"
     library = missing.group(1)
     if library == "libcuda.so.1":
         return (
-            "this is MXNet's GPU build, and the machine has no NVIDIA driver (libcuda.so.1): install one, or replace "
-            "it by the CPU build: pip uninstall -y mxnet-cu112, then pip install -r requirements-cpu.txt"
+            "this is MXNet's GPU build, but no NVIDIA driver is installed (libcuda.so.1). Install a driver, or use the "
+            "CPU build: pip uninstall -y mxnet-cu112, then pip install -r requirements-cpu.txt"
         )
     if library in CUDA_LIBRARIES:
-        return "MXNet needs {}: pip install -r requirements.txt (the wheel {} has it)".format(
-            library, CUDA_LIBRARIES[library]
-        )
-    return "MXNet needs the system library {}, which this machine lacks".format(library)
+        return f"MXNet needs {library} of the wheel {CUDA_LIBRARIES[library]}: pip install -r requirements.txt"
+    return f"MXNet needs the system library {library}, which is not installed"
 
 
 def _import_mxnet():
@@ -121,13 +119,13 @@ def _import_mxnet():
     return mxnet
 
 
-# What this process is where several machines train together (cgd/cluster.py), or None.
+# The role of this process in distributed training (cgd/training/cluster.py), or None.
 DMLC_ROLE = os.environ.get("DMLC_ROLE")
 
 
 @contextmanager
 def _without_role():
-    """As a scheduler or server MXNet would serve within its import, and never come back from it."""
+    """Hides DMLC_ROLE: in a scheduler or server process, importing MXNet would start serving and never return."""
     os.environ.pop("DMLC_ROLE", None)
     try:
         yield
@@ -138,15 +136,15 @@ def _without_role():
 
 try:
     mx = _import_mxnet()
-except InputError as error:  # the importing command has no `main` yet that could report it
+except InputError as error:  # imports happen outside errors.run, which would report it
     sys.exit(report(error))
 
 
 def context(gpu):
     """The device for `--gpu`: mx.gpu(gpu), or mx.cpu() for a negative number.
 
-    GPU 0, the default, falls back to the CPU with one line that says so where there is no GPU to use.
-    Raises InputError for another number without such a GPU, and for a GPU that MXNet has no code for.
+    GPU 0, the default, falls back to the CPU, with a message, if no GPU is found.
+    Raises InputError for any other GPU that does not exist, and for a GPU that MXNet does not support.
     """
     if gpu < 0:
         return mx.cpu()
@@ -154,27 +152,27 @@ def context(gpu):
     capabilities = machine.gpu_capabilities(machine.open_driver()) if built_with_cuda else []
     if gpu < len(capabilities):
         if not machine.has_code_for(capabilities[gpu]):
-            raise InputError("--gpu {}: {}; --gpu -1 asks for the CPU".format(gpu, machine.no_code(capabilities[gpu])))
+            raise InputError(f"--gpu {gpu}: {machine.no_code(capabilities[gpu])}; use --gpu -1 for the CPU")
         return mx.gpu(gpu)
-    found = "{} GPU(s) found".format(len(capabilities)) if built_with_cuda else "this is MXNet's CPU build"
+    found = f"{len(capabilities)} GPU(s) found" if built_with_cuda else "this is MXNet's CPU build"
     if gpu > 0 or capabilities:
-        raise InputError("--gpu {}: {}; --gpu -1 asks for the CPU".format(gpu, found))
-    print("{}: running on the CPU ({} threads)".format(found, os.environ["OMP_NUM_THREADS"]), file=sys.stderr)
+        raise InputError(f"--gpu {gpu}: {found}; use --gpu -1 for the CPU")
+    print(f"{found}: running on the CPU ({os.environ['OMP_NUM_THREADS']} threads)", file=sys.stderr)
     return mx.cpu()
 
 
 @contextmanager
 def memory_for(advice):
-    """Within, running out of memory is an InputError that ends with `advice`.
+    """Context manager that turns out-of-memory errors into an InputError that ends with `advice`.
 
-    MXNet reports it where a result is waited for, as an MXNetError with the allocator's, CUDA's or cuDNN's own words.
+    MXNet raises them when a result is waited for, as an MXNetError with the message of the allocator, CUDA or cuDNN.
     """
     try:
         yield
     except mx.base.MXNetError as error:
         if not _OUT_OF_MEMORY.search(str(error)):
             raise
-        raise InputError("out of memory; {}".format(advice))
+        raise InputError(f"out of memory; {advice}")
 
 
 _OUT_OF_MEMORY = re.compile(
@@ -185,7 +183,7 @@ _OUT_OF_MEMORY = re.compile(
 
 
 def seed_everything(seed):
-    """Seeds Python's, numpy's and MXNet's generators."""
+    """Seeds the random number generators of Python, numpy and MXNet."""
     import numpy
 
     random.seed(seed)
@@ -194,14 +192,14 @@ def seed_everything(seed):
 
 
 def versions():
-    """Versions of what a result depends on, for a checkpoint's description."""
+    """The library versions that results depend on, for the description of a checkpoint."""
     import numpy
 
     return {"python": sys.version.split()[0], "mxnet": mx.__version__, "numpy": numpy.__version__}
 
 
 def git_commit():
-    """The commit of this checkout, with "-dirty" behind it where files differ; None where there is no git."""
+    """The git commit of this checkout, with the suffix "-dirty" if files were modified; None without git."""
     root = str(Path(__file__).resolve().parents[2])
     try:
         words = ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -1,8 +1,8 @@
-"""What this machine offers: its Python, its cores, its NVIDIA GPUs.
+"""The machine: its Python version, CPU cores and NVIDIA GPUs.
 
-    python3 -m cgd.system.machine          # prints the requirements file that suits this machine
+    python3 -m cgd.system.machine          # prints the requirements file for this machine
 
-Runs before anything is installed, so it needs the standard library alone.
+Runs before anything is installed, so it uses the standard library only.
 """
 
 import ctypes
@@ -13,23 +13,23 @@ from cgd.system.errors import InputError, run
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 8), (3, 13)
 
-# mxnet-cu112 1.9.1 was compiled for sm_50, 60, 70, 80 and 86, without PTX: a GPU runs the code of its own major
-# version with a minor one not above its own, and nothing else.
+# mxnet-cu112 1.9.1 was compiled for sm_50, 60, 70, 80 and 86, without PTX: a GPU can only run code of the same major
+# version and of the same or a lower minor version.
 COMPILED_CAPABILITIES = ((5, 0), (6, 0), (7, 0), (8, 0), (8, 6))
 
 
 def check_python(version=sys.version_info):
-    """Raises InputError unless MXNet 1.9.1 and a numpy before 2 can be had for this Python."""
+    """Raises InputError unless MXNet 1.9.1 and numpy < 2 are available for this Python version."""
     if OLDEST_PYTHON <= tuple(version[:2]) <= NEWEST_PYTHON:
         return
     raise InputError(
-        "this is Python {}.{}; MXNet 1.9.1 and a numpy it can use are to be had for Python 3.8 to 3.13 "
-        "(3.8 to 3.12 without a compiler): name one, as in `make PYTHON=python3.12 demo`".format(*version[:2])
+        f"this is Python {version[0]}.{version[1]}; MXNet 1.9.1 and a compatible numpy are available for Python 3.8 to "
+        "3.13 (3.8 to 3.12 without a compiler). Choose one, for example: make PYTHON=python3.12 demo"
     )
 
 
 def usable_cores():
-    """The number of cores this process may use: its affinity, and a container's CPU quota where there is one."""
+    """The number of cores that this process may use, given its CPU affinity and the container's CPU quota."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
@@ -38,7 +38,7 @@ def usable_cores():
 
 
 def _cpu_quota(folder="/sys/fs/cgroup"):
-    """Cores that the container's quota allows (cgroup v2, then v1); infinity without a quota."""
+    """The container's CPU quota in cores (cgroup v2, then v1); 1e9 without a quota."""
     for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
         try:
             words = " ".join(open(os.path.join(folder, name)).read() for name in names).split()
@@ -51,7 +51,7 @@ def _cpu_quota(folder="/sys/fs/cgroup"):
 
 
 def open_driver():
-    """The NVIDIA driver's library, or None where there is no driver."""
+    """The library of the NVIDIA driver, or None without a driver."""
     try:
         return ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -61,7 +61,7 @@ def open_driver():
 def gpu_capabilities(driver):
     """Compute capability (major, minor) of each visible GPU, in CUDA's order; [] without a driver or a GPU.
 
-    Asked of the driver itself, so that the answer needs neither MXNet nor the CUDA toolkit.
+    Queries the driver, so neither MXNet nor the CUDA toolkit is needed.
     """
     count = ctypes.c_int()
     if driver is None or driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
@@ -70,7 +70,7 @@ def gpu_capabilities(driver):
 
 
 def _attribute(driver, gpu, code):
-    """One attribute of a GPU: 75 and 76 are CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
+    """An attribute of a GPU: 75 and 76 are CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
     device, value = ctypes.c_int(), ctypes.c_int()
     driver.cuDeviceGet(ctypes.byref(device), gpu)
     driver.cuDeviceGetAttribute(ctypes.byref(value), code, device)
@@ -83,10 +83,10 @@ def has_code_for(capability):
 
 
 def no_code(capability):
-    """The line that tells so."""
+    """The message for a GPU for which `has_code_for` is false."""
     return (
-        "this GPU has compute capability {}.{}, and mxnet-cu112 1.9.1 has code for 5.0 to 8.9 only "
-        "(Maxwell to Ada; no Hopper or later)".format(*capability)
+        f"this GPU has compute capability {capability[0]}.{capability[1]}, but mxnet-cu112 1.9.1 supports only 5.0 to "
+        "8.9 (Maxwell to Ada; not Hopper or later)"
     )
 
 
@@ -97,7 +97,7 @@ def main():
         print("requirements.txt")
         return
     for capability in capabilities:
-        print("{}: taking the CPU build".format(no_code(capability)), file=sys.stderr)
+        print(f"{no_code(capability)}: using the CPU build", file=sys.stderr)
     print("requirements-cpu.txt")
 
 

@@ -13,7 +13,12 @@ class Meter:
         self.restart()
 
     def restart(self):
-        self.start, self.waited, self.images, self.values = time.time(), 0.0, 0, []
+        self.values = []
+        self.restart_clock()
+
+    def restart_clock(self):
+        """Starts the rates anew, and keeps the figures: those of a resumed run are in its state."""
+        self.start, self.waited, self.images = time.time(), 0.0, 0
 
     def timed(self, batches):
         """Yields the same batches; the time to get each one counts as waiting."""

@@ -17,7 +17,7 @@ FACTS = "facts"  # the array that holds JSON
 
 
 def save(run, log):
-    """Writes state.npz: parameters, the optimiser's moments and step count, scores, and the length of the log.
+    """Writes state.npz: parameters, the optimiser's state, scores, the length of the log, and unlogged figures.
 
     Batches and augmentation have no state: they depend on the seed and the iteration only. Raises InputError if a value
     is not finite; the file then stays as it was.
@@ -36,6 +36,7 @@ def save(run, log):
         "evaluated": run.evaluated,
         "best": run.best,
         "recalls": run.recalls,
+        "unlogged": run.meter.values,
         "log_length": log.tell(),
     }
     write_state(run.folder / "state.npz", arrays, facts)
@@ -62,6 +63,7 @@ def restore(run):
     run.optimiser.restore(moments, facts["updates"])
     run.iteration, run.evaluated, run.recalls = facts["iteration"], facts["evaluated"], facts["recalls"]
     run.best = tuple(facts["best"]) if facts["best"] else None
+    run.meter.values = facts.get("unlogged", [])
     if run.leads:
         with open(log, "rb+") as lines:
             lines.truncate(facts["log_length"])

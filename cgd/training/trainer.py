@@ -97,6 +97,7 @@ class Trainer:
         self.objective = Objective(net, recipe, devices)
         self.optimiser = Optimiser(net.collect_params(), recipe, store)
         self.diagnostics = Diagnostics(recipe, lambda text: tqdm.write(text, file=sys.stderr))
+        self.meter = Meter()
         self.iteration = 0
         self.updating = False  # during an update parameters and iteration do not belong together
         self.saved_at, self.save_seconds = time.time(), SAVE_SECONDS_CLUSTER if store else SAVE_SECONDS
@@ -141,10 +142,10 @@ class Trainer:
         return tqdm(total=self.recipe.iterations, initial=self.iteration, unit="it", disable=not self.leads)
 
     def _train(self, log, progress, save_every):
-        meter = Meter()
+        meter = self.meter
         if self._evaluation_is_due():  # stopped between this iteration and its evaluation
             self._evaluate_once(log)
-            meter.restart()
+        meter.restart_clock()
         for pictures, identities, readable in meter.timed(self.loaders.training.batches(self.sampler)):
             with uninterrupted():
                 lr = self.optimiser.learning_rate(self.iteration)
@@ -162,7 +163,7 @@ class Trainer:
             if self._evaluation_is_due():
                 self._evaluate_once(log)
                 self._save_state(log)
-                meter.restart()
+                meter.restart_clock()
             elif self._save_is_due(save_every):
                 self._save_state(log)
 
@@ -214,6 +215,7 @@ class Trainer:
         with uninterrupted():
             write_line(log, {"iteration": self.iteration, "recall": dict(zip(map(str, ranks), recalls))})
             self.recalls, self.evaluated = recalls, self.iteration
+            self.meter.restart()
             first = ranks.index(min(ranks))
             if self.best is None or recalls[first] > self.best[0][first]:
                 self.best = (recalls, self.iteration)

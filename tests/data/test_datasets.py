@@ -1,6 +1,8 @@
 """Data sets: from files in every layout to records, and what is checked before any work."""
 
 import shutil
+import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -71,7 +73,7 @@ def test_an_image_without_a_box_is_named(files):
 
 def test_a_path_that_leaves_the_data_folder_is_named(files):
     (files / "list.txt").write_text(LIST.replace("images/b.jpg", "images/../../b.jpg"))
-    with pytest.raises(InputError, match="list.txt:3: .*out of the data folder"):
+    with pytest.raises(InputError, match="list.txt:3: .*outside the data folder"):
         datasets.load("lists", files, None, files / "list.txt")
 
 
@@ -96,7 +98,7 @@ def test_flags_that_do_not_go_together_are_told(files):
     with pytest.raises(InputError, match="--train-txt and --test-txt"):
         datasets.load("lists", files)
     for words in ({"train_txt": "x"}, {"bbox_txt": "x"}, {"gallery_txt": "x"}):
-        with pytest.raises(InputError, match="go with --test-txt"):
+        with pytest.raises(InputError, match="require --test-txt"):
             datasets.load("lists", files, **words)
     with pytest.raises(InputError, match="no data set 'cub'; .*cub200, cars196"):
         datasets.load("cub")
@@ -109,7 +111,7 @@ def official_counts(monkeypatch, name, **counts):
 @pytest.mark.parametrize("half", ["train", "test"])
 def test_official_files_with_another_number_of_images_are_an_error(small_demo, monkeypatch, half):
     official_counts(monkeypatch, "demo", **dict({"train": (4, 24), "test": (4, 24)}, **{half: (5, 25)}))
-    with pytest.raises(InputError, match="{} half has 4 classes and 24 images, the official one 5 and 25".format(half)):
+    with pytest.raises(InputError, match=f"{half} split has 4 classes and 24 images, the official one 5 and 25"):
         datasets.load("demo", small_demo)
 
 
@@ -120,7 +122,7 @@ def test_lists_given_by_hand_may_have_any_number_of_images(files, capsys):
     assert line.startswith("warning: ") and "3 images, the official one 100 and 5924" in line
     datasets.load("cub200", files, files / "list.txt", files / "list.txt")
     (line,) = capsys.readouterr().err.splitlines()
-    assert "the train half" in line and "the test half" in line
+    assert "the train split" in line and "the test split" in line
     official = datasets.load("cub200", files, files / "list.txt", files / "list.txt")
     with pytest.raises(InputError, match="the only training image of its class"):
         datasets.check_trainable(official)
@@ -271,7 +273,7 @@ def test_class_folders_are_split_by_their_names(tmp_path, capsys):
     dataset = datasets.load("folders", tmp_path)
     assert [(Path(r.path).name, r.identity) for r in dataset.train] == [("1.jpeg", 0), ("1.png", 1), ("2.JPG", 1)]
     assert [(Path(r.path).parent.name, r.identity) for r in dataset.test] == [("c", 0), ("d", 1)]
-    assert "left out 1 files" in capsys.readouterr().out
+    assert "ignored 1 files" in capsys.readouterr().out
     assert dataset.train[0].box is None
     assert dataset.classes == [Class(3, "c"), Class(4, "d")]
     for file in ("a/1.jpeg", "b/1.png", "b/2.JPG"):
@@ -354,7 +356,7 @@ def test_a_class_of_one_image_cannot_be_trained_on(monkeypatch):
     datasets.check_trainable(dataset_of([0, 0, 1, 1], [0]))
     with pytest.raises(InputError, match="train/2.jpg: the only training image of its class.*1 of 3 classes"):
         datasets.check_trainable(dataset_of([0, 0, 1, 2, 2], [0]))
-    with pytest.raises(InputError, match="nothing to train on"):
+    with pytest.raises(InputError, match="no training images"):
         datasets.check_trainable(dataset_of([], [0]))
     official_counts(monkeypatch, "inshop", train=(1, 1))
     datasets.check_trainable(dataset_of([0], [0])._replace(name="inshop"))  # an official one is as it is
@@ -376,7 +378,7 @@ def test_queries_that_cannot_be_a_hit_are_counted():
 
 def test_whole_pictures_have_no_boxes(files):
     dataset = datasets.load("lists", files, files / "list.txt", files / "list.txt", files / "bbox.txt")
-    whole = datasets.whole_pictures(dataset)
+    whole = datasets.without_boxes(dataset)
     assert {record.box for record in whole.train + whole.test} == {None} and whole.gallery is None
     assert [record.path for record in whole.test] == [record.path for record in dataset.test]
 
@@ -434,11 +436,43 @@ def test_cars_lists_and_the_devkit_know_the_same_boxes(shared, monkeypatch):
         datasets.read_cars(devkit / "cars_test_annos.mat", "fname")
 
 
-def test_sops_size_is_no_trouble(tmp_path, monkeypatch):
-    pretend_pictures(monkeypatch)
-    for half, classes, images, first in (("train", 11318, 59551, 1), ("test", 11316, 60502, 11319)):
-        rows = ["{} {} 1 x_final/{}.JPG".format(n, first + n % classes, n) for n in range(images)]
+def write_sop(folder, share=1):
+    """The two lists of Stanford Online Products, or as many classes and images of a share of them."""
+    for split, classes, images, first in (("train", 11318, 59551, 1), ("test", 11316, 60502, 11319)):
+        rows = ["{} {} 1 x_final/{}.JPG".format(n, first + n % (classes // share), n) for n in range(images // share)]
         header = "image_id class_id super_class_id path"
-        (tmp_path / "Ebay_{}.txt".format(half)).write_text("\n".join([header, *rows]))
-    dataset = datasets.load("sop", tmp_path)
+        (folder / "Ebay_{}.txt".format(split)).write_text("\n".join([header, *rows]))
+
+
+def test_sops_size_takes_memory_for_its_records_alone(tmp_path, monkeypatch):
+    pretend_pictures(monkeypatch)
+    write_sop(tmp_path)
+    tracemalloc.start()
+    try:
+        dataset = datasets.load("sop", tmp_path)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
     assert len(dataset.test) == 60502 and dataset.test[11316].identity == dataset.test[0].identity
+    assert kept < 500 * 120_053 and peak < 1000 * 120_053  # bytes an image
+
+
+def test_reading_does_not_take_the_square_of_the_size(tmp_path, monkeypatch):
+    """By the number of function calls, which is the same on every machine."""
+    pretend_pictures(monkeypatch)
+    official_counts(monkeypatch, "sop")  # any number of images
+    calls = []
+    for share in (100, 10):
+        write_sop(tmp_path, share)
+        calls.append(0)
+
+        def count(frame, event, argument):
+            if event.endswith("call"):
+                calls[-1] += 1
+
+        sys.setprofile(count)
+        try:
+            datasets.load("sop", tmp_path)
+        finally:
+            sys.setprofile(None)
+    assert calls[1] < 11 * calls[0]

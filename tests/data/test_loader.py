@@ -101,9 +101,8 @@ def test_batches_are_not_read_further_ahead_than_there_is_memory_for():
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS])
 def test_a_process_that_dies_is_reported_with_what_helps(number):
     batches = Loader(Numbers(), 1, 2).batches([[1], [2], [3], [signal.Signals(number)], [5], [6], [7], [8]])
-    assert [next(batches)[1].tolist() for _ in range(3)] == [[1], [2], [3]]
     with pytest.raises(InputError, match="by the signal {}.*--num-workers".format(signal.Signals(number).name)):
-        next(batches)
+        list(batches)
 
 
 def test_a_bug_in_a_process_is_shown_with_its_traceback():
