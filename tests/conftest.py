@@ -15,6 +15,14 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+# `make test-long` sets this variable: all mangled files, more kills, and all cores for each process.
+LONG = bool(os.environ.get("CGD_LONG_TESTS"))
+
+# The networks of the tests are so small that more threads only wait for one another, and they do not sleep meanwhile:
+# where another program needs a core, a step takes ten times as long. MXNet reads the variable when it is imported.
+if not LONG:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from cgd.data import birds  # noqa: E402
 from cgd.data.datasets import Record  # noqa: E402
 from cgd.data.loader import Loader  # noqa: E402
@@ -95,13 +103,21 @@ def leave(code, text=""):
 
 
 def command_here(monkeypatch, capfd, *words):
-    """As `command`, but in this process: without the seconds that a start takes."""
+    """As `command`, but in this process, which saves the start of a Python.
+
+    A stop (Ctrl-C, SIGTERM) that comes meanwhile is meant for the tests: it ends them. Were it left to the command,
+    this run and the ones after it would be reported as interrupted.
+    """
     capfd.readouterr()
+    if words[0] == "-m":
+        module = words[1].replace(".", "/")
+        words = (module + ("/__main__.py" if (ROOT / module).is_dir() else ".py"), *words[2:])
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", list(map(str, words)))
     monkeypatch.setattr(errors, "leave", leave)
-    errors._asked.clear()
     handlers = {number: signal.getsignal(number) for number in errors.STOPS}
+    errors._asked.clear()  # of a stop in an earlier test
+    code = None
     try:
         runpy.run_path(str(ROOT / words[0]), run_name="__main__")
     except SystemExit as end:
@@ -109,7 +125,16 @@ def command_here(monkeypatch, capfd, *words):
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    if errors._asked:
+        errors._asked.clear()
+        raise KeyboardInterrupt("the tests were stopped")
     return subprocess.CompletedProcess(words, code, *capfd.readouterr())
+
+
+@pytest.fixture
+def here(monkeypatch, capfd):
+    """`command_here` as a function of the command's words."""
+    return lambda *words: command_here(monkeypatch, capfd, *words)
 
 
 def one_batch(view, keys):

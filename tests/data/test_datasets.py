@@ -1,6 +1,8 @@
 """Data sets: from files in every layout to records, and what is checked before any work."""
 
 import shutil
+import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -434,11 +436,43 @@ def test_cars_lists_and_the_devkit_know_the_same_boxes(shared, monkeypatch):
         datasets.read_cars(devkit / "cars_test_annos.mat", "fname")
 
 
-def test_sops_size_is_no_trouble(tmp_path, monkeypatch):
-    pretend_pictures(monkeypatch)
-    for half, classes, images, first in (("train", 11318, 59551, 1), ("test", 11316, 60502, 11319)):
-        rows = ["{} {} 1 x_final/{}.JPG".format(n, first + n % classes, n) for n in range(images)]
+def write_sop(folder, share=1):
+    """The two lists of Stanford Online Products, or as many classes and images of a share of them."""
+    for split, classes, images, first in (("train", 11318, 59551, 1), ("test", 11316, 60502, 11319)):
+        rows = ["{} {} 1 x_final/{}.JPG".format(n, first + n % (classes // share), n) for n in range(images // share)]
         header = "image_id class_id super_class_id path"
-        (tmp_path / "Ebay_{}.txt".format(half)).write_text("\n".join([header, *rows]))
-    dataset = datasets.load("sop", tmp_path)
+        (folder / "Ebay_{}.txt".format(split)).write_text("\n".join([header, *rows]))
+
+
+def test_sops_size_takes_memory_for_its_records_alone(tmp_path, monkeypatch):
+    pretend_pictures(monkeypatch)
+    write_sop(tmp_path)
+    tracemalloc.start()
+    try:
+        dataset = datasets.load("sop", tmp_path)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
     assert len(dataset.test) == 60502 and dataset.test[11316].identity == dataset.test[0].identity
+    assert kept < 500 * 120_053 and peak < 1000 * 120_053  # bytes an image
+
+
+def test_reading_does_not_take_the_square_of_the_size(tmp_path, monkeypatch):
+    """By the number of function calls, which is the same on every machine."""
+    pretend_pictures(monkeypatch)
+    official_counts(monkeypatch, "sop")  # any number of images
+    calls = []
+    for share in (100, 10):
+        write_sop(tmp_path, share)
+        calls.append(0)
+
+        def count(frame, event, argument):
+            if event.endswith("call"):
+                calls[-1] += 1
+
+        sys.setprofile(count)
+        try:
+            datasets.load("sop", tmp_path)
+        finally:
+            sys.setprofile(None)
+    assert calls[1] < 11 * calls[0]

@@ -1,5 +1,7 @@
 """The machine's Python, cores and GPUs, and what is said where they do not fit."""
 
+import importlib.abc
+import importlib.machinery
 import os
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from cgd.system import environment, machine
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
 from cgd.tables import paper, runs
-from conftest import ROOT, command, command_here
+from conftest import ROOT, command
 
 
 class Driver:
@@ -102,46 +104,77 @@ def test_a_containers_quota_counts(tmp_path, files, cores):
     assert machine._cpu_quota(str(tmp_path)) == cores
 
 
-def threads(**variables):
-    environ = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    code = "import os, cgd.system.environment; print(os.environ['OMP_NUM_THREADS'])"
-    return subprocess.check_output([sys.executable, "-c", code], cwd=str(ROOT), env=dict(environ, **variables))
-
-
-def test_all_usable_cores_are_used_unless_the_user_says_otherwise():
-    assert int(threads()) == machine.usable_cores()
-    assert int(threads(OMP_NUM_THREADS="1")) == 1
-
-
-def tf32_variable(*words, **variables):
-    """NVIDIA_TF32_OVERRIDE after the import, in a command with these words."""
-    environ = {name: value for name, value in os.environ.items() if name != "NVIDIA_TF32_OVERRIDE"}
-    code = "import os; from cgd.system.environment import tf32_allowed\n"
-    code += "print(os.environ.get('NVIDIA_TF32_OVERRIDE'), tf32_allowed())"
-    call = [sys.executable, "-c", code, *words]
+def after_the_import(code, *words, **variables):
+    """What this code prints in a new process that has imported MXNet, with these words and variables."""
+    ours = ("OMP_NUM_THREADS", "NVIDIA_TF32_OVERRIDE")
+    environ = {name: value for name, value in os.environ.items() if name not in ours}
+    call = [sys.executable, "-c", "import os, cgd.system.environment as environment; " + code, *words]
     return subprocess.check_output(call, cwd=str(ROOT), env=dict(environ, **variables), text=True).split()
 
 
-def test_tf32_is_forbidden_unless_the_user_says_otherwise():
-    assert tf32_variable() == ["0", "False"]
-    assert tf32_variable("--tf3") == ["0", "False"]
-    assert tf32_variable(NVIDIA_TF32_OVERRIDE="1") == ["1", "True"]
-    assert tf32_variable("--tf32") == ["None", "True"]
-    assert tf32_variable("--tf32", NVIDIA_TF32_OVERRIDE="0") == ["None", "True"]
-    assert tf32_variable("--tf32", NVIDIA_TF32_OVERRIDE="1") == ["1", "True"]
+def test_threads_and_tf32_are_set_by_the_import():
+    code = "print(os.environ['OMP_NUM_THREADS'], os.environ.get('NVIDIA_TF32_OVERRIDE'), environment.tf32_allowed())"
+    assert after_the_import(code) == [str(machine.usable_cores()), "0", "False"]
+    assert after_the_import(code, "--tf32", OMP_NUM_THREADS="7") == ["7", "None", "True"]
+
+
+def test_all_usable_cores_are_used_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    environment._use_all_cores()
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    environment._use_all_cores()
+    assert os.environ["OMP_NUM_THREADS"] == str(machine.usable_cores())
+
+
+@pytest.mark.parametrize(
+    "word, before, after, allowed",
+    [
+        ("", None, "0", False),
+        ("--tf3", None, "0", False),
+        ("", "1", "1", True),
+        ("--tf32", None, None, True),
+        ("--tf32", "0", None, True),
+        ("--tf32", "1", "1", True),
+    ],
+)
+def test_tf32_is_forbidden_unless_the_user_says_otherwise(monkeypatch, word, before, after, allowed):
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", before or "")
+    if before is None:
+        monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+    monkeypatch.setattr(sys, "argv", ["train.py", word])
+    environment._forbid_tf32()
+    assert os.environ.get("NVIDIA_TF32_OVERRIDE") == after
+    assert environment.tf32_allowed() == allowed
+
+
+class Imports(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Stands in for MXNet: adds its import to `steps`."""
+
+    def __init__(self, monkeypatch, steps):
+        self.steps = steps
+        monkeypatch.delitem(sys.modules, "mxnet")
+        monkeypatch.setattr(sys, "meta_path", [self, *sys.meta_path])
+
+    def find_spec(self, name, path, target=None):
+        return importlib.machinery.ModuleSpec(name, self) if name == "mxnet" else None
+
+    def exec_module(self, module):
+        self.steps.append("import mxnet")
 
 
 def test_tf32_is_forbidden_before_any_library_is_loaded(monkeypatch):
     steps = []
+    Imports(monkeypatch, steps)
     for name in ("_forbid_tf32", "_load_cuda_wheels"):
         monkeypatch.setattr(environment, name, lambda name=name: steps.append(name))
     environment._import_mxnet()
-    assert steps == ["_forbid_tf32", "_load_cuda_wheels"]
+    assert steps == ["_forbid_tf32", "_load_cuda_wheels", "import mxnet"]
 
 
-def test_the_flag_for_tf32_is_train_pys_and_cannot_be_shortened(monkeypatch, capfd):
+def test_the_flag_for_tf32_is_train_pys_and_cannot_be_shortened(here):
     for words in (["train.py", "--tf3"], ["test.py", "--pretrained-model", "x", "--tf32"]):
-        result = command_here(monkeypatch, capfd, *words)
+        result = here(*words)
         assert result.returncode == 2 and "unrecognized arguments: " + words[-1] in result.stderr
 
 
@@ -201,16 +234,17 @@ def test_every_cuda_wheel_is_required_and_every_required_one_is_loaded():
 
 def test_cuda_wheels_are_loaded_before_the_import(monkeypatch, tmp_path):
     """The libraries of an `nvidia` package are opened for all to see, in the table's order; other files are left."""
-    opened = []
+    steps = []
+    Imports(monkeypatch, steps)
     for name in ("cudnn/lib/libcudnn.so.8", "cublas/lib/libcublas.so.11", "cublas/lib/libnvblas.so.11"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     spec = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: spec)
-    monkeypatch.setattr(environment.ctypes, "CDLL", lambda path, mode: opened.append((path, mode)))
-    environment._load_cuda_wheels()
-    assert [path.rsplit("/", 1)[1] for path, _ in opened] == ["libcublas.so.11", "libcudnn.so.8"]
-    assert {mode for _, mode in opened} == {environment.ctypes.RTLD_GLOBAL}
+    monkeypatch.setattr(environment.ctypes, "CDLL", lambda path, mode: steps.append((path.rsplit("/", 1)[1], mode)))
+    environment._import_mxnet()
+    everyone = environment.ctypes.RTLD_GLOBAL
+    assert steps == [("libcublas.so.11", everyone), ("libcudnn.so.8", everyone), "import mxnet"]
 
 
 def test_seeding_makes_runs_equal():

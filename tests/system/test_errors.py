@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from cgd.network import checkpoints
+from cgd.system import errors
 from cgd.training import state
-from conftest import ROOT, members_of, running, wait_until
+from conftest import LONG, ROOT, members_of, running, wait_until
 
 PROGRAM = "import os, signal, sys, time\nfrom cgd.system import errors\ndef main():\n    {}\nerrors.run(main)\n"
 
@@ -85,18 +86,19 @@ def test_a_thread_or_a_child_that_still_works_does_not_keep_a_command():
 
 RUN = "--from-scratch --image-width 32 --image-height 32 --dim 16 --batch-size 8 --images-per-identity 2 --gpu -1"
 RUN += " --num-workers 2 --iterations 1000000 --eval-every 1000000 --save-every 0"
+RUN += " --backbone mobilenet0.25"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_piped_run_keeps_its_state_when_it_is_stopped(small_demo, tmp_path, number):
+def test_a_piped_run_keeps_its_state_when_it_is_stopped(small_demo, tmp_path):
     """`train.py 2>&1 | tee log` and Ctrl-C: tee is gone first, and each line that is printed raises BrokenPipeError.
 
-    Several times, for what comes first is chance; each time the run is resumed from what the stop has left.
+    What comes first is chance: `make test-long` does it more often. Each time the run is resumed from what the stop
+    has left.
     """
     folder = tmp_path / "run"
     words = ["train.py", "--dataset", "demo", "--data-dir", small_demo, "--output-dir", folder, *RUN.split()]
     before = 0
-    for _ in range(3):
+    for number in (signal.SIGINT, signal.SIGTERM) * (4 if LONG else 1):
         reading, writing = os.pipe()
         process = subprocess.Popen(
             [sys.executable, *map(str, words)],
@@ -128,6 +130,12 @@ def read_until(stream, iteration):
         seen = seen[-100:] + os.read(stream, 1000)
         reached = max(map(int, re.findall(rb"(\d+)/1000000 ", seen)), default=-1)
     assert reached >= iteration, seen
+
+
+def test_a_stop_of_an_earlier_command_does_not_end_the_next_one(here):
+    """Within these tests, where several commands run in one process."""
+    errors._asked.append(True)
+    assert here("train.py", "--what").returncode == errors.BAD_INPUT
 
 
 def test_an_error_leaves_the_state_of_the_last_iteration(small_demo, tmp_path):

@@ -1,5 +1,6 @@
 """The paper's tables: rows are runs of train.py, shared between processes, and what comes of them is told right."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -7,23 +8,27 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import train
-from cgd.data import datasets
+from cgd.data import datasets, flags
+from cgd.network import model
+from cgd.system import environment
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
 from cgd.tables import __main__ as tables
 from cgd.tables import paper, plots, rates, results, runs
-from cgd.training import curves, recipes, trainer
-from conftest import ROOT, children_of, command, command_here, running, wait_until
+from cgd.training import recipes, trainer
+from conftest import ROOT, children_of, one_batch, running, wait_until
 
 # Small enough for any network of any row; the changes of a row win over them.
-SMALL = ["--backbone", "mobilenetv2_0.25", "--num-workers", "0", "--eval-every", "2"]
+SMALL = ["--backbone", "mobilenet0.25", "--num-workers", "0", "--eval-every", "2"]
 SMALL += "--image-width 32 --image-height 32 --batch-size 16 --dim 24".split()
 
 
@@ -64,24 +69,72 @@ def row_named(table, name):
     return next(row for row in paper.TABLES[table].rows if row.name == name)
 
 
+def effect(job):
+    """What a run does: its first batch, the graph of its network, the losses of one step and the weights after it."""
+    options = train.arguments(job.command(-1)[1:])
+    recipe, dataset = train.recipe_of(options), flags.load_dataset(options, options.dataset)
+    environment.seed_everything(options.seed)
+    run = trainer.Trainer(trainer.build(recipe, dataset, [mx.cpu()]), dataset, recipe, ".", [mx.cpu()])
+    pictures, identities = one_batch(run.loaders.training.view, run.sampler.batch(0))
+    graph = json.loads(mx.sym.Group(outputs_of(run.net(mx.sym.var("data")))).tojson())
+    values = run.step(pictures, identities, with_norm=True)
+    weights = hashlib.md5()
+    for parameter in run.net.collect_params().values():
+        weights.update(parameter.data().asnumpy().tobytes())
+    return {
+        "data": (hashlib.md5(pictures.asnumpy().tobytes()).hexdigest(), identities.tolist()),
+        "graph": [(node["op"], node.get("attrs"), node["inputs"]) for node in graph["nodes"] if node["op"] != "null"],
+        "loss": (values, weights.hexdigest()),
+    }
+
+
+def outputs_of(nested):
+    """The symbols in nested lists and tuples, one after the other."""
+    return [each for part in nested for each in outputs_of(part)] if isinstance(nested, (list, tuple)) else [nested]
+
+
+@pytest.fixture(scope="module")
+def effects(small_study):
+    """The effect of a job, found once: several tables have some of the same rows."""
+    known = {}
+
+    def effect_of(job):
+        if job.folder not in known:
+            known[job.folder] = effect(job)
+        return known[job.folder]
+
+    return effect_of
+
+
 @pytest.mark.parametrize("name", list(paper.TABLES))
-def test_every_row_trains_and_renders(name, small_study, monkeypatch, capfd):
-    monkeypatch.setattr(curves, "draw", lambda *_: False)  # a second for each run
+def test_every_row_changes_the_loss_the_graph_or_the_data(name, small_study, effects):
+    """Compared with the recipe that the rows change, and with every other row of the table."""
     rows = small_study.rows(paper.TABLES[name])
     assert rows == list(paper.TABLES[name].rows)
-    for row in rows:
-        job = small_study.job(row, 0)
-        if job.state() == "missing":  # other tables have some of the same rows
-            done = command_here(monkeypatch, capfd, *job.command(-1))
-            assert done.returncode in (0, None), done.stderr
-        assert job.state() == "finished"
-    record = results.collect(small_study, [name])
+    jobs = {job.folder: job for job in (small_study.job(row, 0) for row in (paper.Row("recipe"), *rows))}
+    for first, second in itertools.combinations(jobs.values(), 2):
+        assert effects(first) != effects(second), f"{first.folder} and {second.folder} train the same"
+
+
+def test_runs_that_train_alike_have_the_same_effect(small_study, effects):
+    """Or a row without effect would not be noticed above."""
+    row = paper.Row("another evaluation", {"eval_every": 9})
+    assert effect(small_study.job(row, 0)) == effects(small_study.job(paper.Row("recipe"), 0))
+
+
+@pytest.mark.parametrize("name", list(paper.TABLES))
+def test_every_row_is_rendered(name, small_study, tmp_path):
+    study, rows = small_study._replace(folder=tmp_path / "small"), paper.TABLES[name].rows
+    for number, row in enumerate(rows):
+        if study.job(row, 0).state() == "missing":  # two of the main table's rows are the same run
+            pretend(study.job(row, 0), recalls(0.5 + number / 1000))
+    record = results.collect(study, [name])
     assert [len(row["runs"]) for row in record["tables"][name]["rows"]] == [1] * len(rows)
     assert len(record["tables"][name]["order"]) == max(0, len(paper.TABLES[name].order) - 1)
     text = results.markdown(record)
     for row in record["tables"][name]["rows"]:
-        line = next(line for line in text.splitlines() if line.startswith("| {} |".format(row["name"])))
-        assert "{:.4f}".format(row["runs"][0]["last"]["8"]) in line
+        line = next(line for line in text.splitlines() if line.startswith(f"| {row['name']} |"))
+        assert f"{row['runs'][0]['last']['1']:.4f}" in line
     assert json.loads(json.dumps(record)) == record
 
 
@@ -113,13 +166,13 @@ def test_rows_that_a_data_set_does_not_have(tmp_path):
     assert names("cub200", "crops", "--uncropped") == []
 
 
-def test_dry_run_prints_plain_commands_of_what_is_missing(tmp_path):
+def test_dry_run_prints_plain_commands_of_what_is_missing(tmp_path, here):
     study = runs.Study(tmp_path / "cub200", "cub200")
     pretend(study.job(row_named("2", "both"), 0), recalls(0.5))
     begun = study.job(row_named("2", "smoothing"), 0)
     pretend(begun, recalls(0.5))
     (begun.folder / "last.json").unlink()
-    done = command(*words_of(study, "--table", 2, "--gpus", 3, "--dry-run"))
+    done = here(*words_of(study, "--table", 2, "--gpus", 3, "--dry-run"))
     assert done.returncode == 0 and "4 runs: 1 finished, 1 begun, 2 missing" in done.stderr
     folder = tmp_path / "cub200"
     begin = "python train.py --dataset cub200 {0} --seed 0 --gpu 3 --output-dir {1}/{2}/seed-0"
@@ -230,14 +283,14 @@ def test_the_number_of_workers_does_not_identify_a_run(stand_in, monkeypatch):
     assert job.state() == "finished" and "num" not in str(job.folder.relative_to(job.folder.parents[1]))
 
 
-def test_the_main_table_is_of_the_papers_four_data_sets(tmp_path):
-    done = command("-m", "cgd.tables", "--table", "main", "--dry-run", "--output-dir", tmp_path, "--seeds", 2)
+def test_the_main_table_is_of_the_papers_four_data_sets(tmp_path, here):
+    done = here("-m", "cgd.tables", "--table", "main", "--dry-run", "--output-dir", tmp_path, "--seeds", 2)
     assert [line.split()[3] for line in done.stdout.splitlines()] == [
         name for name in ("cub200", "cars196", "sop", "inshop") for _ in range(2)
     ]
 
 
-def test_two_processes_share_the_work_and_a_third_finds_none(small_study, tmp_path):
+def test_two_processes_share_the_work_and_a_third_finds_none(small_study, tmp_path, here):
     study = small_study._replace(folder=tmp_path / "shared")
     words = [sys.executable, *words_of(study, "--table", "4", "--gpus", "-1", "--", *study.flags)]
     alone = dict(os.environ, OMP_NUM_THREADS="1")  # as two that share a machine had better be
@@ -249,14 +302,18 @@ def test_two_processes_share_the_work_and_a_third_finds_none(small_study, tmp_pa
     for job in jobs:
         assert (job.folder / "output.txt").read_text().count("run: ") == 1
         assert sum(text.count("end    {}".format(job.folder)) for text in told) == 1
+    text = results.markdown(results.collect(study, ["4"]))
+    for row, job in zip(paper.TABLES["4"].rows, jobs):
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| {row.name} |")]
+        assert f"{job.scores()['last']['8']:.4f}" in line
     before = {file: file.stat().st_mtime_ns for job in jobs for file in job.folder.iterdir() if file.name != "claim"}
     # the study remembers its data set and flags
-    third = command("-m", "cgd.tables", "--output-dir", tmp_path, "--name", "shared", "--table", "4", "--gpus", "-1")
+    third = here("-m", "cgd.tables", "--output-dir", tmp_path, "--name", "shared", "--table", "4", "--gpus", "-1")
     assert third.returncode == 0 and third.stdout == "" and "2 finished" in third.stderr
     assert before == {file: file.stat().st_mtime_ns for file in before}
 
 
-def test_a_broken_run_goes_on(small_study, tmp_path):
+def test_a_broken_run_goes_on(small_study, tmp_path, here):
     study = small_study._replace(folder=tmp_path / "broken")
     flags = [*study.flags, "--iterations", "30", "--save-every", "1", "--eval-every", "30"]
     study = study._replace(flags=tuple(flags))
@@ -279,13 +336,13 @@ def test_a_broken_run_goes_on(small_study, tmp_path):
     # a run that fails is told, and the others are done all the same
     state = (first.folder / "state.npz").read_bytes()
     (first.folder / "state.npz").write_bytes(state[:1000])
-    done = command(*words[1:])
+    done = here(*words[1:])
     assert done.returncode == 2 and "1 of 2 runs failed" in done.stderr and str(first.folder) in done.stderr
     assert "failed {}: error: ".format(first.folder) in done.stdout and "Traceback" not in done.stderr
     assert [study.job(row, 0).state() for row in paper.TABLES["4"].rows] == ["begun", "finished"]
 
     (first.folder / "state.npz").write_bytes(state)
-    done = command(*words[1:])
+    done = here(*words[1:])
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("end    ") == 1 and first.state() == "finished"
     assert "from iteration" in (first.folder / "output.txt").read_text()
@@ -472,7 +529,7 @@ def test_render_and_plot_from_the_command_line(tmp_path, monkeypatch, capfd):
     record = json.loads((tmp_path / "out" / "cub200.json").read_text())
     assert record == results.collect(study)
     assert (tmp_path / "out" / "cub200.md").read_text() == results.markdown(record)
-    text = results.digest(record, tmp_path / "out" / "cub200.md")
+    text = results.digest(record, Path("out/cub200.md"))  # relative to the README
     assert readme.read_text() == "before\n" + marks.format(text + "\n")
     for name in ("configurations", "dimensions"):
         with Image.open(str(tmp_path / "out" / "cub200-{}.png".format(name))) as picture:
@@ -559,34 +616,39 @@ def test_list_has_the_time_of_a_finished_run(tmp_path, monkeypatch, capfd):
 
 
 def test_measured_rates_survive_a_busy_machine(monkeypatch):
-    """A step that is slow at first, and then whenever another program has the cores."""
-    calls, sizes = itertools.count(), set()
+    """A step that is slow at first, and then whenever another program has the cores. By a clock of the test's own."""
+    calls, sizes, clock = itertools.count(), set(), [0.0]
 
     def step(_, pictures, identities):
         call = next(calls)
         sizes.add((pictures.shape, len(identities)))
-        time.sleep(0.3 if call < 4 or call % 3 else 0.05)
+        clock[0] += 0.3 if call < 4 or call % 3 else 0.05
+
+    def embed(_, inputs):
+        clock[0] += 0.02
 
     monkeypatch.setattr(trainer.Trainer, "step", step)
-    recipe = recipes.replace(recipes.RECIPES["demo"], backbone="mobilenetv2_0.25", batch_size=12)
-    start = time.time()
+    monkeypatch.setattr(model.CGD, "embed", embed)
+    monkeypatch.setattr(rates, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    recipe = recipes.replace(recipes.RECIPES["demo"], backbone="mobilenet0.25", batch_size=12)
     measured = rates.measure(recipe, mx.cpu())
     assert sizes == {((12, 48, 48, 3), 12)}  # the recipe's own batch
-    assert 12 / 0.1 < measured.training <= 12 / 0.05
-    assert time.time() - start < 2 * rates.SECONDS + 10
+    assert (measured.training, measured.inference) == pytest.approx((12 / 0.05, 12 / 0.02))
+    assert clock[0] < 2 * rates.SECONDS + 1
 
 
 def test_measuring_a_slow_network_takes_few_small_batches(monkeypatch):
     sizes = []
     monkeypatch.setattr(trainer.Trainer, "step", lambda _, pictures, identities: sizes.append(len(pictures)))
     monkeypatch.setattr(rates, "SECONDS", 0.0)
-    recipe = recipes.replace(recipes.RECIPES["cub200"], backbone="mobilenetv2_0.25")
+    recipe = recipes.replace(recipes.RECIPES["cub200"], backbone="mobilenet0.25")
     rates.measure(recipe, mx.cpu())
     assert sizes == [16] * rates.CALLS
 
 
-def test_measured_rates_are_of_this_network():
-    small = recipes.replace(recipes.RECIPES["demo"], image_width=32, image_height=32)
+def test_measured_rates_are_of_this_network(monkeypatch):
+    monkeypatch.setattr(rates, "SECONDS", 0.5)
+    small = recipes.replace(recipes.RECIPES["demo"], image_width=32, image_height=32, batch_size=12)
     large = recipes.changed(small, {"image_width": 128, "image_height": 128})
     slow, fast = rates.measure(large, mx.cpu()), rates.measure(small, mx.cpu())
     assert 0 < slow.training < slow.inference and slow.training < fast.training  # 16 times the work: not a close race

@@ -17,10 +17,11 @@ from cgd.system.environment import mx
 from cgd.system.errors import InputError
 from cgd.training import cluster, recipes
 from cgd.training.optimiser import Optimiser
-from conftest import ROOT, children_of, command, running, wait_until
+from conftest import ROOT, children_of, running, wait_until
 
 RUN = "--from-scratch --batch-size 8 --images-per-identity 2 --image-width 32 --image-height 32 --dim 16 --gpu -1"
-RUN += " --iterations 20 --eval-every 8 --save-every 3 --recallk 1 --num-workers 1 --dataset demo"
+RUN += " --iterations 60 --eval-every 25 --save-every 3 --recallk 1 --num-workers 1 --dataset demo"
+RUN += " --backbone mobilenet0.25"
 WORKERS = 2
 
 
@@ -36,7 +37,7 @@ def variables(workers=WORKERS):
 
 def start(*words, workers=WORKERS):
     """The processes of a run: scheduler, server, workers."""
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), **variables(workers))
+    environment = dict(os.environ, PYTHONPATH=f"{ROOT}:{ROOT}/tests", **variables(workers))
     return [
         subprocess.Popen(
             [sys.executable, *map(str, words)],
@@ -153,17 +154,17 @@ def test_a_killed_worker_ends_the_run_and_resume_goes_on(small_demo, tmp_path):
     texts = outputs(processes)
     assert [process.returncode for process in processes] == [0] * 4, "\n".join(texts)
     leader = next(text for text in texts if "last: R@1" in text)
-    assert "from iteration 0" not in leader and "(iteration 20" in leader
+    assert "from iteration 0" not in leader and "(iteration 60" in leader
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert [line["iteration"] for line in log if "lr" in line] == [10, 20]
-    assert [line["iteration"] for line in log if "recall" in line] == [8, 16, 20]
+    assert [line["iteration"] for line in log if "lr" in line] == [10, 20, 30, 40, 50, 60]
+    assert [line["iteration"] for line in log if "recall" in line] == [25, 50, 60]
 
 
 def test_bad_input_ends_all(tmp_path):
     words = ["train.py", "--dataset", "folders", "--data-dir", tmp_path, "--gpu", "-1", "--kvstore", "dist_sync"]
-    processes = start(*words)
+    processes = start(*words, workers=1)
     texts = outputs(processes, 60)
-    assert [process.returncode for process in processes] == [1, 1, 2, 2], "\n".join(texts)
+    assert [process.returncode for process in processes] == [1, 1, 2], "\n".join(texts)
     assert all("error: " in text and "Traceback" not in text for text in texts)
 
 
@@ -187,7 +188,7 @@ def test_variables_that_do_not_fit(monkeypatch, changes, message):
         cluster.check("dist_sync")
 
 
-def test_a_kind_and_the_variables_belong_together(monkeypatch):
+def test_a_kind_and_the_variables_belong_together(monkeypatch, here):
     monkeypatch.setattr(cluster, "DMLC_ROLE", "worker")
     with pytest.raises(InputError, match="DMLC_ROLE is worker: --kvstore dist_sync joins the others"):
         cluster.check(None)
@@ -195,5 +196,5 @@ def test_a_kind_and_the_variables_belong_together(monkeypatch):
         cluster.check("dist")
     monkeypatch.setattr(cluster, "DMLC_ROLE", None)
     cluster.check(None)
-    result = command("train.py", "--dataset", "demo", "--kvstore", "dist_sync")
+    result = here("train.py", "--dataset", "demo", "--kvstore", "dist_sync")
     assert result.returncode == 2 and "the variable DMLC_ROLE is not set" in result.stderr
