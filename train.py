@@ -139,8 +139,10 @@ def name_of(file):
 def check_record(record, now):
     """Raises InputError if the run to resume had other data, K, precision or workers than it would have now."""
     for key, what in COMPARED.items():
-        value = json.loads(json.dumps(now[key]))  # as it was when it was written
-        if key in record and record[key] != value:
+        if key not in record:  # of an older version
+            continue
+        value = json.loads(json.dumps(now[key]))  # as JSON gives it back
+        if record[key] != value:
             raise InputError(f"--resume: the run had other {what}: {record[key]}, now {value}")
 
 
