@@ -49,9 +49,12 @@ def table(columns):
 
 
 def main():
+    parser = errors.Parser(prog="python -m cgd.demo", description=__doc__)
+    parser.usage = "%(prog)s [flags of train.py]"
+    _, flags = parser.parse_known_args()
     start = time.time()
     folder = free_folder()
-    train = ["train.py", "--dataset", "demo", "--from-scratch", *sys.argv[1:]]
+    train = ["train.py", "--dataset", "demo", "--from-scratch", *flags]
     data = datasets.SOURCES["demo"].folder
     print(f"drawing {data}")
     draw_demo(ROOT / data, progress=tqdm)

@@ -243,8 +243,8 @@ def digests(dataset):
 def _digest(records):
     digest = hashlib.sha1()
     for record in records:
-        names = record.path.split("/")[-2:]
-        digest.update(json.dumps([names, record.identity, record.box, record.image_id]).encode())
+        name = record.path.split("/")[-1]
+        digest.update(json.dumps([name, record.identity, record.box, record.image_id]).encode())
     return digest.hexdigest()
 
 

@@ -1,6 +1,6 @@
 """The network: global descriptors of a backbone's last feature map, combined into one embedding.
 
-Sources are named as in README: "the released graph" is the `-symbol.json` of the authors' CUB200 model.
+Sources are named as in docs/sources.md: "the released graph" is the `-symbol.json` of the authors' CUB200 model.
 """
 
 from cgd.network.backbones import children, convolutions

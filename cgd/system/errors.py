@@ -95,7 +95,8 @@ def _explain(error):
             return FAILED, error.code
         return error.code if isinstance(error.code, int) else FAILED if error.code else OK, ""
     if _asked or _is_a_stop(error):
-        return STOPPED, "\ninterrupted"
+        also = "\n" + line_of(error) if isinstance(error, InputError) else ""
+        return STOPPED, also + "\ninterrupted"
     if isinstance(error, InputError):
         return BAD_INPUT, line_of(error)
     if isinstance(error, OSError) and error.filename:

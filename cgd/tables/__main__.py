@@ -17,10 +17,10 @@ import sys
 from pathlib import Path
 
 from cgd.data import datasets, flags
-from cgd.network.options import check_branches
 from cgd.system import errors
 from cgd.system.errors import InputError
 from cgd.tables import paper, plots, results, runs
+from cgd.training import recipes
 
 
 def gpus(text):
@@ -122,7 +122,7 @@ def jobs_of(options):
 def check(recipe, name, row):
     """Raises InputError for a row that cannot be trained, before any run is started."""
     try:
-        check_branches(recipe.config, recipe.dim, recipe.fusion, recipe.architecture)
+        recipes.check(recipe)
     except InputError as error:
         raise InputError(f"--table {name}, row {row.name}: {error}; check the flags after --")
 
@@ -207,21 +207,26 @@ def duration(seconds):
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def finished_studies(options):
-    """The requested study, or all."""
+def study_folders(options):
+    """The folder of the requested study, or of all."""
     if options.name or options.dataset:
-        return [
-            runs.open_study(options.output_dir / (options.name or options.dataset), options.dataset, options.shared)
-        ]
-    return [runs.open_study(file.parent) for file in sorted(options.output_dir.glob("*/setting.json"))]
+        return [options.output_dir / (options.name or options.dataset)]
+    return [file.parent for file in sorted(options.output_dir.glob("*/setting.json"))]
 
 
 def render(options):
     """Writes tables and plots of the finished runs."""
     names = names_of(options) if options.table else None
     records = []
-    for study in finished_studies(options):
-        record = results.collect(study, names)
+    for folder in study_folders(options):
+        try:
+            study = runs.open_study(folder, options.dataset, options.shared)
+            record = results.collect(study, names)
+        except runs.OlderRun as error:
+            if options.name or options.dataset:
+                raise
+            print(f"skipped: {error}", file=sys.stderr)
+            continue
         if any(row["runs"] for table in record["tables"].values() for row in table["rows"]):
             records.append(record)
         else:

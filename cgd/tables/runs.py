@@ -25,7 +25,7 @@ from cgd.system.errors import InputError, Parser
 from cgd.system.files import replacing
 from cgd.system.machine import usable_cores
 from cgd.tables import paper
-from cgd.training import recipes
+from cgd.training import arguments, recipes
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
@@ -33,6 +33,10 @@ MAX_WORKERS = 8  # loader processes of a run, if several runs share the cores
 
 # Set by the row, the seed or the device; not allowed among the flags that all runs share.
 NOT_SHARED = "--dataset --resume --output-dir --seed --gpu --gpus --kvstore --pretrained-model".split()
+
+
+class OlderRun(InputError):
+    """A run or a study of an older version of the program."""
 
 
 class Study(NamedTuple):
@@ -47,10 +51,11 @@ class Study(NamedTuple):
 
     def recipe(self):
         """The recipe that the rows change. Raises InputError for an invalid flag."""
-        parser = Parser(prog="train.py", add_help=False)
-        recipes.add_flags(parser)
-        options, _ = parser.parse_known_args(list(self.flags))
-        return recipes.overlaid(recipes.RECIPES[self.dataset], options)
+        return recipes.overlaid(recipes.RECIPES[self.dataset], self.options())
+
+    def options(self):
+        """The options of train.py that all runs share. Raises InputError for an unknown flag."""
+        return arguments.parse(["--dataset", self.dataset, *self.flags])
 
     def rows(self, table):
         """The table's rows for this data set: each of the paper's four sets has its own, any other has all.
@@ -58,8 +63,9 @@ class Study(NamedTuple):
         Empty for a table that compares crops with whole images, if the data set has no bounding boxes.
         """
         if table.needs_boxes:
-            has_boxes = self.dataset in paper.CROPPED_SETS or "--bbox-txt" in self.flags
-            if not has_boxes or {"--cropped", "--uncropped"} & set(self.flags):
+            options = self.options()
+            has_boxes = self.dataset in paper.CROPPED_SETS or options.bbox_txt
+            if not has_boxes or options.cropped is not None:
                 return []
         others = set(paper.PAPERS_SETS) - {self.dataset} if self.dataset in paper.PAPERS_SETS else ()
         return [row for row in table.rows if row.dataset not in others]
@@ -108,7 +114,7 @@ class Job(NamedTuple):
     def _given_workers(self):
         parser = Parser(prog="train.py", add_help=False)
         parser.add_argument("--num-workers")
-        return parser.parse_known_args(list(self.flags))[0].num_workers
+        return parser.parse_known_args(list(self.flags))[0].num_workers  # None unless it was given
 
     def state(self):
         """ "missing", "begun" or "finished". Raises InputError if the folder holds a run of another recipe."""
@@ -117,6 +123,8 @@ class Job(NamedTuple):
         wanted, usual = (json.loads(json.dumps(asdict(recipe))) for recipe in (self.recipe, recipes.Recipe()))
         # Fields missing from older runs take their defaults.
         given = dict(usual, **read_json(self.folder / "arguments.json").get("recipe", {}))
+        if set(given) - set(usual):
+            raise OlderRun(f"{self.folder}: a run of an older version, whose options had other names; remove it")
         differ = [name for name in wanted if given[name] != wanted[name]]
         if differ:
             raise InputError(
@@ -199,14 +207,24 @@ def open_study(folder, dataset=None, flags=()):
     try:
         known = Study(folder, setting["dataset"], tuple(setting["flags"]))
         recipe = known.recipe()
+    except InputError as error:
+        raise OlderRun(
+            f"{file}: train.py does not take these flags ({error}); was it an older version? Remove {folder}"
+        )
     except (KeyError, TypeError) as error:
         raise InputError(f"{file}: not the setting of a study ({error})")
     if dataset not in (None, known.dataset):
         raise InputError(f"{folder}: runs on {known.dataset}; choose another --name for {dataset}")
     asked = known._replace(flags=tuple(flags)) if flags else known
-    if asked.recipe() != recipe:
+    if asked.recipe() != recipe or experiment(asked) != experiment(known):
         raise InputError("{}: its runs have the flags {}; choose another --name".format(folder, " ".join(known.flags)))
     return asked
+
+
+def experiment(study):
+    """The options that decide what a run computes: all but those for where and how fast it does it."""
+    options = vars(study.options())
+    return {name: options[name] for name in options if name not in ("num_workers", "eval_batch_size", "save_every")}
 
 
 def keep_setting(study):

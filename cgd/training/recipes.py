@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Tuple
 
-from cgd.network.options import ARCHITECTURES, FUSIONS
+from cgd.network.options import ARCHITECTURES, FUSIONS, check_branches
 from cgd.system.errors import InputError
 
 METAVARS = {str: "NAME", float: "X", tuple: "N,N,..."}  # of flags, by the type of their field; N for others
@@ -177,6 +177,18 @@ def overlaid(recipe, options):
         except ValueError as error:
             raise InputError(f"{flag(name)} {text}: {error}")
     return changed(recipe, values)
+
+
+def check(recipe):
+    """Raises InputError for fields that do not fit together."""
+    check_branches(recipe.config, recipe.dim, recipe.fusion, recipe.architecture)
+    if recipe.resize_size < recipe.image_width:
+        raise InputError(f"--resize-size {recipe.resize_size}: expected --image-width {recipe.image_width} or more")
+    if recipe.batch_size % recipe.images_per_identity:
+        raise InputError(
+            f"--batch-size {recipe.batch_size}: expected a multiple of --images-per-identity "
+            f"{recipe.images_per_identity}"
+        )
 
 
 def changed(recipe, values):

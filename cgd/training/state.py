@@ -65,8 +65,8 @@ def restore(run):
     run.best = tuple(facts["best"]) if facts["best"] else None
     run.meter.values = facts.get("unlogged", [])
     if run.leads:
-        with open(log, "rb+") as lines:
-            lines.truncate(facts["log_length"])
+        with open(log, "ab") as lines:
+            lines.truncate(min(lines.tell(), facts["log_length"]))  # never longer: somebody may have cut it
 
 
 def write_state(file, arrays, facts):

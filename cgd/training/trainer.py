@@ -24,6 +24,7 @@ from cgd.training.diagnostics import Diagnostics
 from cgd.training.meter import Meter, write_line
 from cgd.training.objective import Objective
 from cgd.training.optimiser import Optimiser
+from cgd.training.recipes import check
 
 LOG_EVERY = 10
 # Between saves of the state, unless --save-every gives a number of iterations. On several machines a process that loses
@@ -38,8 +39,7 @@ def loaders(dataset, recipe, num_workers=0, eval_batch_size=32, unreadable=None)
     """The loaders of a run. Their processes are forked here: before the network is built and the GPU is used."""
     size = (recipe.image_width, recipe.image_height)
     resized = (recipe.resize_size, round(recipe.resize_size * recipe.image_height / recipe.image_width))
-    if recipe.resize_size < recipe.image_width:
-        raise InputError(f"--resize-size {recipe.resize_size}: expected --image-width {recipe.image_width} or more")
+    check(recipe)
     view = images.TrainingView(dataset.train, size, resized, recipe.direct_resize_prob)
     preprocessing = evaluation.Preprocessing(size, recipe.mean, recipe.std)
     return Loaders(

@@ -75,10 +75,10 @@ def test_augmentation_is_every_crop_and_flip_of_the_enlarged_picture(records):
     assert seen == possible
 
 
-@pytest.mark.parametrize("straight, expected", [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
-def test_a_share_of_the_pictures_is_resized_straight(records, straight, expected):
+@pytest.mark.parametrize("direct, expected", [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
+def test_a_share_of_the_pictures_is_resized_direct(records, direct, expected):
     """Then it is the test's view, or its mirror image."""
-    view = images.TrainingView(records, (16, 16), (40, 40), straight)
+    view = images.TrainingView(records, (16, 16), (40, 40), direct)
     plain = images.EvalView(records, (16, 16))[3][0]
     seen = [view[(3, seed)][0] for seed in range(100)]
     found = [any((picture == way).all() for way in (plain, plain[:, ::-1])) for picture in seen]

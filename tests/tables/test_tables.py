@@ -24,7 +24,7 @@ from cgd.system.environment import mx
 from cgd.system.errors import InputError
 from cgd.tables import __main__ as tables
 from cgd.tables import paper, plots, rates, results, runs
-from cgd.training import recipes, trainer
+from cgd.training import arguments, recipes, trainer
 from conftest import ROOT, children_of, one_batch, running, wait_until
 
 # Small enough for any network of any row; the changes of a row win over them.
@@ -71,7 +71,7 @@ def row_named(table, name):
 
 def effect(job):
     """What a run does: its first batch, the graph of its network, the losses of one step and the weights after it."""
-    options = train.arguments(job.command(-1)[1:])
+    options = arguments.parse(job.command(-1)[1:])
     recipe, dataset = train.recipe_of(options), flags.load_dataset(options, options.dataset)
     environment.seed_everything(options.seed)
     run = trainer.Trainer(trainer.build(recipe, dataset, [mx.cpu()]), dataset, recipe, ".", [mx.cpu()])
@@ -145,7 +145,7 @@ def test_the_words_of_a_job_are_its_recipe(dataset, tmp_path):
     assert rows
     jobs = [study.job(row, 3) for row in rows]
     for row, job in zip(rows, jobs):
-        options = train.arguments(job.command(-1)[1:])
+        options = arguments.parse(job.command(-1)[1:])
         assert (options.dataset, options.seed, options.gpu) == (dataset, 3, [-1])
         assert train.recipe_of(options) == job.recipe
         assert {name: getattr(job.recipe, name) for name in row.changes} == row.changes
@@ -210,7 +210,7 @@ def test_runs_side_by_side_share_the_cores(cores, gpus, flags, expected, tmp_pat
     tables.main()
     resume, begin = (line.split()[2:] for line in capfd.readouterr().out.splitlines())
     assert resume[0] == "--resume" and workers_in(resume) == expected
-    options = train.arguments(begin)
+    options = arguments.parse(begin)
     assert options.output_dir == str(second.folder) and train.recipe_of(options) == second.recipe
     assert begin.count("--num-workers") <= 1
     if expected:
@@ -684,7 +684,7 @@ def test_weights_of_each_backbone(tmp_path, monkeypatch, capfd):
     lines = capfd.readouterr().out.splitlines()
     assert len(lines) == 4
     for line in lines:
-        options = train.arguments(line.split()[2:])
+        options = arguments.parse(line.split()[2:])
         assert options.backbone_params == str(tmp_path / (train.recipe_of(options).backbone + ".params"))
 
 
@@ -700,6 +700,6 @@ def test_a_recipes_docstring_begins_with_its_command(name):
     text = getattr(recipes, name).__doc__
     words = text.splitlines()[0].split()
     assert words[:2] == ["python", "train.py"]
-    assert train.recipe_of(train.arguments(words[2:])) == getattr(recipes, name)() == recipes.RECIPES[name]
+    assert train.recipe_of(arguments.parse(words[2:])) == getattr(recipes, name)() == recipes.RECIPES[name]
     assert "hosen by us" in text
     assert set(datasets.SOURCES) == set(recipes.RECIPES)
