@@ -33,14 +33,21 @@ from cgd.system.errors import InputError
 
 
 def arguments():
-    parser = errors.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = errors.Parser(
+        usage="%(prog)s --pretrained-model=PREFIX [flags]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("--pretrained-model", required=True, metavar="PREFIX", help="the checkpoint: its path up to -symbol.json")
     flags.add_data_flags(parser, "the checkpoint's own, else cub200", "as the checkpoint was trained")
-    add("--image-width", type=flags.whole(1), help="default: the checkpoint's; 224 for the released one")
-    add("--image-height", type=flags.whole(1), help="default: the checkpoint's; 224 for the released one")
-    add("--gpu", type=int, default=0, help="GPU number; -1 for the CPU (default: 0)")
-    add("--batch-size", type=flags.whole(1), default=32, help="images per step (default: 32)")
+    for side in ("width", "height"):
+        help_ = f"input {side} (default: the checkpoint's, 224 for the released one)"
+        add(f"--image-{side}", type=flags.whole(1), metavar="N", help=help_)
+    add = parser.add_argument_group("device").add_argument
+    add("--gpu", type=int, default=0, metavar="N", help="GPU number; -1 for the CPU (default: 0)")
+    add("--batch-size", type=flags.whole(1), default=32, metavar="N", help="images per step (default: 32)")
+    add = parser.add_argument_group("output").add_argument
     add("--save-embeddings", metavar="FILE.npz", help="save descriptors, class and image ids, names, boxes, paths")
     add("--results", metavar="FILE.json", help="save the recalls and rates")
     options = parser.parse_args()
@@ -95,7 +102,7 @@ def main():
             result.images_per_second,
             result.search_seconds,
             "cropped" if cropped else "whole",
-            f", {len(unreadable.reasons)} left out as unreadable" if unreadable.reasons else "",
+            f", {len(unreadable.reasons)} skipped as unreadable" if unreadable.reasons else "",
         )
     )
     print(evaluation.report(dataset.ranks, result.recalls))

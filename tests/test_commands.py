@@ -295,7 +295,7 @@ def test_unreadable_pictures_in_a_test_are_told_with_the_result(run, with_broken
     assert result.returncode == 2 and names[1] in result.stderr and "R@" not in result.stdout
     files = ["--results", tmp_path / "r.json", "--save-embeddings", tmp_path / "e.npz"]
     result = evaluate(run, folder, "--skip-unreadable", 3, *files)
-    assert "1 left out as unreadable" in result.stdout and names[1] in result.stderr
+    assert "1 skipped as unreadable" in result.stdout and names[1] in result.stderr
     assert json.loads((tmp_path / "r.json").read_text())["images"] == 23
     kept = np.load(str(tmp_path / "e.npz"))
     assert len(kept["embeddings"]) == len(kept["paths"]) == 23

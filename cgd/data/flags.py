@@ -38,14 +38,15 @@ def add_data_flags(parser, default, crop_default="crop if there are boxes"):
 
     default, crop_default : help texts for the defaults of --dataset and of --cropped / --uncropped
     """
-    add = parser.add_argument
+    group = parser.add_argument_group("data")
+    add = group.add_argument
     add("--dataset", choices=list(datasets.SOURCES), help=f"default: {default}")
     add("--data-dir", metavar="DIR", help="folder of the data set (default: its folder in ./data, see download.sh)")
     add("--train-txt", metavar="FILE", help="list of training images; replaces the data set's own annotation files")
     add("--test-txt", metavar="FILE", help="list of test images (with a gallery: the queries)")
     add("--gallery-txt", metavar="FILE", help="list of gallery images")
     add("--bbox-txt", metavar="FILE", help="bounding boxes of the listed images")
-    crop = parser.add_mutually_exclusive_group()
+    crop = group.add_mutually_exclusive_group()
     help_ = f"crop to the bounding boxes (default: {crop_default})"
     crop.add_argument("--cropped", action="store_true", default=None, help=help_)
     crop.add_argument("--uncropped", dest="cropped", action="store_false", help="use uncropped images")

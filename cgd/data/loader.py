@@ -1,4 +1,4 @@
-"""Batches of pictures, decoded ahead by processes."""
+"""Batches of images, decoded ahead by processes."""
 
 import mmap
 import multiprocessing
@@ -19,28 +19,28 @@ AHEAD = 2  # batches under way in each process
 
 
 class Unreadable:
-    """The pictures that could not be read: each is reported, and one more than `limit` of them ends the run."""
+    """Images that could not be read. Each is reported; more than `limit` of them end the run."""
 
     def __init__(self, limit=0):
         self.limit, self.reasons = limit, set()
 
     def add(self, reason):
-        """`reason` names the file. Raises InputError when that is one too many."""
+        """`reason` names the file. Raises InputError if there are too many."""
         if reason in self.reasons:
             return
         self.reasons.add(reason)
         if self.limit == 0:
-            raise InputError(f"{reason}; --skip-unreadable N goes on without up to N such pictures")
+            raise InputError(f"{reason}; --skip-unreadable N skips up to N such images")
         if len(self.reasons) > self.limit:
             raise InputError(f"{reason}; more than --skip-unreadable {self.limit}")
-        tqdm.write(f"left out ({len(self.reasons)} of {self.limit}): {reason}", file=sys.stderr)
+        tqdm.write(f"skipped ({len(self.reasons)} of {self.limit}): {reason}", file=sys.stderr)
 
 
 class Loader:
-    """Turns lists of a view's keys into batches of pictures.
+    """Turns lists of a view's keys into batches of images.
 
     The processes are forked once, here, and serve every pass. Create a loader before the GPU is used: a process that
-    is forked after that may hang. They end with this process, whatever ends it.
+    is forked after that may hang. They end when this process ends, even by SIGKILL.
 
     A batch comes through memory that both processes share. It is anonymous (mmap), so that the small /dev/shm of a
     container does not limit it: `AHEAD` batches for each process.
@@ -50,7 +50,7 @@ class Loader:
     view : images.View
     batch_size : int, the size of the largest batch
     num_workers : int, processes that decode; 0 decodes in this process. `close()` ends them.
-    unreadable : Unreadable, what to do about pictures that cannot be read; without it the first is an InputError
+    unreadable : Unreadable, what to do about images that cannot be read; without it the first is an InputError
     """
 
     def __init__(self, view, batch_size, num_workers=0, unreadable=None):
@@ -68,7 +68,7 @@ class Loader:
 
         batches : iterable of lists of the view's keys, each of `batch_size` at most
 
-        Raises InputError for a picture that cannot be read (see Unreadable), and when a process has died.
+        Raises InputError for an image that cannot be read (see Unreadable), and if a process has died.
         """
         for pictures, identities, reasons in self._ahead(batches) if self.workers else self._here(batches):
             for reason in filter(None, reasons):
@@ -82,14 +82,14 @@ class Loader:
             yield (pictures, *_decode(self.view, keys, pictures))
 
     def _ahead(self, batches):
-        """Process i % n gets batch i, and the next one as soon as a batch of its own has been taken."""
+        """Process i % n gets batch i. It gets the next one when a batch of its own has been consumed."""
         batches, waiting = iter(batches), deque()
         for place in range(AHEAD * len(self.workers)):
             self._ask(self.workers[place % len(self.workers)], batches, waiting)
         while waiting:
             worker, ticket = waiting.popleft()
             yield worker.answer(ticket)
-            self._ask(worker, batches, waiting)  # the caller is done with the memory that this will overwrite
+            self._ask(worker, batches, waiting)  # the caller has copied the batch, which this will overwrite
 
     def _ask(self, worker, batches, waiting):
         keys = next(batches, None)
@@ -98,10 +98,10 @@ class Loader:
 
 
 class _Worker:
-    """A process that decodes batches, in the order in which it is asked.
+    """A process that decodes batches, in the order of the requests.
 
-    others : connections to the processes forked before. This one closes its copies, or they would not notice the end
-        of the process that they work for.
+    others : connections to the processes forked before. This one closes its copies; otherwise they would not notice
+        that the parent has ended.
     """
 
     def __init__(self, view, batch_size, others):
@@ -110,12 +110,14 @@ class _Worker:
         self.connection, theirs = multiprocessing.Pipe()
         arguments = (theirs, self.slots, view, [self.connection, *others])
         self.process = multiprocessing.get_context("fork").Process(target=_serve, args=arguments, daemon=True)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until the process has handlers of its own
         self.process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self.asked = 0
 
     def ask(self, keys):
-        """Asks for a batch. Returns its ticket."""
+        """Requests a batch. Returns its ticket."""
         ticket, self.asked = self.asked, self.asked + 1
         try:
             self.connection.send((ticket, keys))
@@ -124,10 +126,10 @@ class _Worker:
         return ticket
 
     def answer(self, ticket):
-        """(pictures, identities, reasons) of that batch. `pictures` lies in memory that a later batch overwrites."""
+        """(pictures, identities, reasons) of that batch. `pictures` is overwritten by a later batch."""
         try:
             answered, identities, reasons = self.connection.recv()
-            while answered != ticket:  # of an earlier pass that was given up
+            while answered != ticket:  # left over from an earlier pass that was not completed
                 answered, identities, reasons = self.connection.recv()
         except (EOFError, OSError):
             raise self._died()
@@ -142,15 +144,16 @@ class _Worker:
         if code is not None and code < 0:
             cause = f"by the signal {signal.Signals(-code).name}"
         return InputError(
-            f"a loader process was ended {cause}. If memory is short (a container's limit?), a lower --num-workers or "
-            "--batch-size takes less of it; --num-workers 0 does without such processes"
+            f"a loader process was ended {cause}. If memory is short (a container's limit?), try a lower --num-workers "
+            "or --batch-size; --num-workers 0 uses no such processes"
         )
 
 
 def _serve(connection, slots, view, others):
-    """What a loader process does, until the process that it works for has gone."""
-    for number in STOPS:  # Ctrl-C goes to the whole group: that process decides, and ends this one
+    """The loop of a loader process, until its parent has ended."""
+    for number in STOPS:  # Ctrl-C goes to the whole group; the parent decides when to end this process
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     for other in others:
         other.close()
     try:
@@ -166,7 +169,7 @@ def _serve(connection, slots, view, others):
 
 
 def _end(workers):
-    """Ends the processes of a loader."""
+    """Ends the processes."""
     for worker in workers:
         worker.process.kill()
         worker.process.join()
@@ -179,7 +182,7 @@ def _shape(view):
 
 
 def _decode(view, keys, pictures):
-    """Puts the pictures of the keys into `pictures`. Returns their identities, and why each cannot be read, or None."""
+    """Fills `pictures`. Returns the identities, and for each image why it cannot be read, or None."""
     identities, reasons = [], []
     for place, key in enumerate(keys):
         pictures[place], identity, reason = view[key]

@@ -41,7 +41,7 @@ def batch_hard_triplet(embeddings, identities, margin=0.1, soft=False, squared=F
     The mean over the anchors of max(0, margin + d(anchor, hardest positive) - d(anchor, hardest negative)), with plain
     Euclidean distances; an anchor without a positive or a negative in the batch counts as 0. The margin is the paper's.
 
-    soft : ln(1 + exp(difference)) in the place of the hinge (Hermans et al., "In Defense of the Triplet Loss", 2017)
+    soft : ln(1 + exp(difference)) instead of the hinge (Hermans et al., "In Defense of the Triplet Loss", 2017)
     squared : the squares of the distances
     """
     d = distances(embeddings)

@@ -94,4 +94,4 @@ def read_state(file):
         facts = json.loads(values.pop(FACTS).item())
         return {name: mx.nd.array(value, dtype=value.dtype) for name, value in values.items()}, facts
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{file}: not the state of a run ({error}); is it whole?")
+        raise InputError(f"{file}: not the state of a run, or truncated ({error})")

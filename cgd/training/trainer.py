@@ -263,5 +263,5 @@ def only(readable, pictures, identities):
     if readable.all():
         return pictures, identities
     if not readable.any():
-        raise InputError("none of the pictures of a batch could be read")
+        raise InputError("none of the images of a batch could be read")
     return mx.nd.array(pictures.asnumpy()[readable], dtype=pictures.dtype), identities[readable]

@@ -53,7 +53,7 @@ def test_so_many_unreadable_pictures_are_tolerated_and_told_once(with_two_broken
     assert identities.tolist() == [record.identity for record in with_two_broken]
     load(with_two_broken, workers, unreadable)
     told = capsys.readouterr().err.splitlines()
-    assert [line.split(": ")[0] for line in told] == ["left out (1 of 2)", "left out (2 of 2)"]
+    assert [line.split(": ")[0] for line in told] == ["skipped (1 of 2)", "skipped (2 of 2)"]
 
 
 class Numbers:
