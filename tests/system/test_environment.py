@@ -179,10 +179,11 @@ def test_the_flag_for_tf32_is_train_pys_and_cannot_be_shortened(here):
 
 
 def test_a_run_with_tf32_is_not_resumed_without(tmp_path):
+    others = dict.fromkeys(train.COMPARED)
     for before, now in ((True, False), (False, True)):
         with pytest.raises(InputError, match=r"other precision \(--tf32\)"):
-            train.check_record({"tf32_allowed": before}, {"tf32_allowed": now})
-    train.check_record({"tf32_allowed": True}, {"tf32_allowed": True})
+            train.check_record({"tf32_allowed": before}, dict(others, tf32_allowed=now))
+    train.check_record({"tf32_allowed": True}, dict(others, tf32_allowed=True))
     job = runs.Study(tmp_path, "demo", ("--tf32",)).job(paper.TABLES["1"].rows[0], 0)
     assert "--tf32" in job.command(0) and "--tf32" in job.resume(0)
     job = runs.Study(tmp_path, "demo").job(paper.TABLES["1"].rows[0], 0)
