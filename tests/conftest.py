@@ -83,6 +83,12 @@ def annotations_file(folder, rows, names=("relative_im_path", "bbox_x1", "bbox_y
     return folder / "annos.mat"
 
 
+def heed_stops():
+    """For `preexec_fn` of a process that gets a signal: under nohup, or in the background, it would ignore some."""
+    for number in errors.STOPS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def command(*words, cwd=ROOT, **environment):
     """Runs a command of the project as a user would; the finished process, its output as text."""
     return subprocess.run(

@@ -18,7 +18,7 @@ from cgd.network import checkpoints
 from cgd.retrieval import sheet
 from cgd.retrieval.recall import recall_at_k
 from cgd.system import environment
-from conftest import ROOT, children_of, command, members_of, running, wait_until
+from conftest import ROOT, children_of, command, heed_stops, members_of, running, wait_until
 
 SIZE = "--image-width 32 --image-height 32 --batch-size 8 --images-per-identity 2 --gpu -1".split()
 # A small network, and the smallest of the zoo's whose embeddings differ after a few steps from random weights.
@@ -317,6 +317,7 @@ def test_a_stop_leaves_a_usable_checkpoint_and_no_processes(small_demo, tmp_path
         stderr=subprocess.PIPE,
         universal_newlines=True,
         start_new_session=True,
+        preexec_fn=heed_stops,
     )
     log = tmp_path / "run" / "log.jsonl"
     assert wait_until(lambda: log.exists() and log.read_text(), 120), process.stderr.read()

@@ -22,6 +22,7 @@ from random import Random
 import pytest
 
 from cgd.data import birds
+from conftest import heed_stops
 
 SCRIPT = Path(__file__).resolve().parent.parent / "download.sh"
 TABLE = re.compile(r"(?<=<<TABLE\n).*?(?=^TABLE$)", re.DOTALL | re.MULTILINE)
@@ -153,12 +154,6 @@ def server():
 
 
 # --- The script in a folder of its own
-
-
-def heed_stops():
-    """Under nohup, or in the background of a script, the tests' processes would inherit that these are ignored."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
 
 
 class Project:

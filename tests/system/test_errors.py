@@ -16,7 +16,7 @@ import pytest
 from cgd.network import checkpoints
 from cgd.system import errors
 from cgd.training import state
-from conftest import LONG, ROOT, members_of, running, wait_until
+from conftest import LONG, ROOT, heed_stops, members_of, running, wait_until
 
 PROGRAM = "import os, signal, sys, time\nfrom cgd.system import errors\ndef main():\n    {}\nerrors.run(main)\n"
 
@@ -24,7 +24,9 @@ PROGRAM = "import os, signal, sys, time\nfrom cgd.system import errors\ndef main
 def ended(body, **more):
     """A command whose `main` has this body."""
     words = [sys.executable, "-c", PROGRAM.format(body.replace("\n", "\n    "))]
-    return subprocess.run(words, cwd=str(ROOT), stderr=subprocess.PIPE, text=True, timeout=60, **more)
+    return subprocess.run(
+        words, cwd=str(ROOT), stderr=subprocess.PIPE, text=True, timeout=60, preexec_fn=heed_stops, **more
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,6 +108,7 @@ def test_a_piped_run_keeps_its_state_when_it_is_stopped(small_demo, tmp_path):
             stdout=writing,
             stderr=writing,
             start_new_session=True,
+            preexec_fn=heed_stops,
         )
         os.close(writing)
         read_until(reading, before + 5)
@@ -159,7 +162,12 @@ def test_a_run_whose_reader_has_stalled_can_be_stopped(small_demo, tmp_path):
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     process = subprocess.Popen(
-        [sys.executable, *map(str, words)], cwd=str(ROOT), stdout=writing, stderr=writing, start_new_session=True
+        [sys.executable, *map(str, words)],
+        cwd=str(ROOT),
+        stdout=writing,
+        stderr=writing,
+        start_new_session=True,
+        preexec_fn=heed_stops,
     )
     os.close(writing)
     log = folder / "log.jsonl"
