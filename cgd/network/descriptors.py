@@ -63,4 +63,4 @@ def descriptor(letter, gem_p=3.0, learn_p=False):
     """The block for a letter of the configuration: S (SPoC), M (MAC) or G (GeM)."""
     if letter == "G":
         return GeM(gem_p, learn_p, prefix="gem0_")
-    return SPoC(prefix="") if letter == "S" else MAC(prefix="")
+    return {"S": SPoC, "M": MAC}[letter](prefix="")
