@@ -21,6 +21,7 @@ from cgd.training import arguments, cluster, curves, recipes, record, state, tra
 
 # What a checkpoint to fine-tune decides: its network and the preprocessing.
 INHERITED = (*OPTIONS, "image_width", "image_height", "mean", "std")
+OF_WEIGHTS = ("config", "dim", "backbone", "architecture", "fusion", "dense_bias")  # other weights with another value
 
 
 def recipe_of(options):
@@ -29,7 +30,12 @@ def recipe_of(options):
     if options.pretrained_model:
         description = Checkpoint(options.pretrained_model).description
         recipe = recipes.changed(recipe, recipes.typed({name: description[name] for name in INHERITED}))
-    return recipes.overlaid(recipe, options)
+    wanted = recipes.overlaid(recipe, options)
+    for name in OF_WEIGHTS if options.pretrained_model else ():
+        own, new = getattr(recipe, name), getattr(wanted, name)
+        if own != new:
+            raise InputError(f"{recipes.flag(name)} {new}: the checkpoint {options.pretrained_model} has {own}")
+    return wanted
 
 
 def load_weights(net, options, recipe):
@@ -49,7 +55,7 @@ def run_folder(options, recipe):
         return next(name for name in names if not name.exists())
     folder = Path(options.output_dir)
     if (folder / "log.jsonl").exists():
-        raise InputError(f"--output-dir {folder}: holds a run already; choose another")
+        raise InputError(f"--output-dir {folder}: holds a run; choose another folder, or --resume {folder}")
     return folder
 
 

@@ -125,6 +125,8 @@ def folders(folder):
         if (folder / "train").is_dir():
             splits["train"] = partial(_class_folders, folder / "train")
         return splits
+    if (folder / "train").is_dir():
+        raise InputError(f"{folder}: has a folder train, but no folder test")
     classes = _class_names(folder)
     half = len(classes) // 2
     if len(classes) == 1:
@@ -189,7 +191,10 @@ def load(name, folder=None, train_txt=None, test_txt=None, bbox_txt=None, galler
     source = SOURCES[name]
     folder = Path(folder or source.folder)
     if not folder.is_dir() and name != "demo":
-        raise InputError(f"{folder}: no such folder; check --data-dir, or get the data set with bash download.sh")
+        hint = "give the folder of your images by --data-dir"
+        if name not in ("folders", "lists"):
+            hint = f"check --data-dir, or get the data set with bash download.sh {name}"
+        raise InputError(f"{folder}: no such folder; {hint}")
     if test_txt:
         splits = _from_lists(folder, train_txt, test_txt, bbox_txt, gallery_txt, need_training)
     elif train_txt or bbox_txt or gallery_txt:

@@ -41,9 +41,13 @@ def read_image(path):
 def _check_not_truncated(data):
     """Raises ValueError or OSError for a truncated image, which OpenCV would fill with arbitrary pixels."""
     if data.startswith(JPEG):
-        # Neither marker can occur inside pixel data. Some files lack only the end marker: Pillow decides.
+        try:
+            image = Image.open(io.BytesIO(data))  # reads the header: OpenCV decodes one that is cut off to anything
+        except SyntaxError as error:
+            raise ValueError(f"broken JPEG file ({error})")
+        # Neither marker can occur within the image data. Some files lack only the last marker: Pillow decides.
         if data.rfind(END) < data.rfind(SCAN):
-            Image.open(io.BytesIO(data)).load()
+            image.load()
     elif data.startswith(PNG):
         try:
             Image.open(io.BytesIO(data)).verify()  # checks the checksums without decoding

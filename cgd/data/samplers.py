@@ -44,7 +44,7 @@ class IdentitySampler:
         if len(self.groups) < self.per_batch:
             raise InputError(
                 f"a batch needs {self.per_batch} identities (--batch-size / --images-per-identity), the data set has "
-                f"{len(self.groups)}"
+                f"{len(self.groups)}: try --batch-size {len(self.groups) * images_per_identity}"
             )
 
     def __len__(self):

@@ -220,4 +220,6 @@ def _must_exist(file):
     hint = "a checkpoint is given by its prefix, the path without -symbol.json"
     if Path(prefix + ".tar.gz").exists():
         hint = f"unpack {prefix}.tar.gz first: tar zxf {prefix}.tar.gz -C {Path(prefix).parent}"
+    elif Path(prefix).is_dir():
+        hint = f"that is a folder; name a checkpoint in it, such as {prefix}/last"
     raise InputError(f"{file}: no such file; {hint}")

@@ -1,5 +1,6 @@
 """Evaluation: embeddings of the test split of a data set, and their Recall@K."""
 
+import sys
 import time
 from collections import namedtuple
 
@@ -58,6 +59,9 @@ class Evaluator:
         if dataset.gallery:
             gallery = _embeddings(embeddings[split:], dataset.gallery, readable[split:])
             searched_in = gallery.embeddings, gallery.identities
+        if len(embeddings) > 1 and np.ptp(embeddings, axis=0).max() < 1e-6:
+            text = "warning: all embeddings are equal; ties count as misses, so the recall is 0"
+            tqdm.write(text, file=sys.stderr)
         recalls = recall_at_k(queries.embeddings, queries.identities, dataset.ranks, *searched_in)
         searched = time.time()
         return Result(recalls, queries, gallery, len(readable) / (extracted - start), searched - extracted)

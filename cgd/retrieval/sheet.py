@@ -49,7 +49,10 @@ def neighbours(saved, file, queries=8, k=8, seed=0):
             sheet.paste(_thumbnail(paths[item], boxes[item]), (x, y))
             _mark(draw, x, y, identities[item] == identities[query])
     with files.replacing(file) as part:
-        sheet.save(str(part))
+        try:
+            sheet.save(str(part))
+        except ValueError as error:
+            raise InputError(f"{file}: {error}; expected a name such as neighbours.png")
 
 
 def _thumbnail(path, box):

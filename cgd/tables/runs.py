@@ -201,7 +201,7 @@ def open_study(folder, dataset=None, flags=()):
         if word.split("=")[0] in NOT_SHARED:
             raise InputError(f"{word}: set by the tables; give only flags that all runs share after --")
     file = folder / "setting.json"
-    if not file.exists():
+    if not file.exists() or (flags and not any(folder.glob("*/seed-*/log.jsonl"))):  # none was started
         return Study(folder, dataset or "cub200", tuple(flags))
     setting = read_json(file)
     try:
@@ -229,7 +229,12 @@ def experiment(study):
 
 def keep_setting(study):
     """Writes the setting of a study; later commands read it."""
-    if not (study.folder / "setting.json").exists():
+    file = study.folder / "setting.json"
+    if (
+        not file.exists()
+        or read_json(file).get("flags") != list(study.flags)
+        and not any(study.folder.glob("*/seed-*/log.jsonl"))
+    ):
         with replacing(study.folder / "setting.json") as part:
             part.write_text(json.dumps({"dataset": study.dataset, "flags": study.flags}, indent=1) + "\n")
 

@@ -39,12 +39,13 @@ def read_log(folder):
 
 
 def summary(steps, looks):
-    """A table, as text: for each evaluation the means since the previous one, and its recall at the smallest K."""
+    """A table, as text. For each evaluation: learning rate, means since the previous one, recall at the smallest K."""
     rank = min(looks[-1]["recall"], key=int) if looks else "1"
     rows, before = [("iteration",) + COLUMNS + ("R@" + rank,)], 0
     for look in looks:
         since = [line for line in steps if before < line["iteration"] <= look["iteration"]]
         means = [sum(line[name] for line in since) / len(since) if since else None for name in COLUMNS]
+        means[0] = since[-1]["lr"] if since else None
         texts = ["-" if mean is None else f"{mean:.4g}" for mean in means]
         rows.append((str(look["iteration"]), *texts, "{:.4f}".format(look["recall"][rank])))
         before = look["iteration"]

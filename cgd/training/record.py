@@ -59,16 +59,16 @@ def resume(words):
     if changed.iterations > recipe.iterations:
         record = dict(record, command=record["command"] + ["--iterations", str(changed.iterations)])
         recipe = replace(recipe, iterations=changed.iterations)
-    differ = list(recipes.text_of_changes(recipe, changed))
-    differ += [name for name in FIXED if getattr(before, name) != getattr(options, name)]
-    if not (Path(folder) / "state.npz").exists() and name_of(before.backbone_params) != name_of(
-        options.backbone_params
-    ):
-        differ.append("backbone_params")  # no state yet: the weights matter
+    differ = {name: getattr(recipe, name) for name in recipes.text_of_changes(recipe, changed)}
+    differ.update({name: getattr(before, name) for name in FIXED if getattr(before, name) != getattr(options, name)})
+    weights_matter = not (Path(folder) / "state.npz").exists()
+    if weights_matter and name_of(before.backbone_params) != name_of(options.backbone_params):
+        differ["backbone_params"] = before.backbone_params
     if differ:
+        own_values = ", ".join(f"{recipes.flag(name)} is {value}" for name, value in differ.items())
         raise InputError(
-            "--resume {}: {} would make it another run; start a new one, with --output-dir. Only --iterations may be "
-            "raised".format(folder, " and ".join(map(recipes.flag, differ)))
+            f"--resume {folder}: in this run {own_values}; another value needs a new run, with --output-dir. Devices, "
+            "workers and paths may change, and --iterations may be raised"
         )
     return options, recipe, record
 

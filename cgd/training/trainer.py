@@ -254,6 +254,8 @@ class Trainer:
             with uninterrupted():
                 self._save_state(log)
                 self.save("last")
+            if self.leads:
+                say(f"\nstate saved at iteration {self.iteration}; continue with train.py --resume {self.folder}")
         except Exception as error:  # the first error is the one to report
             say(f"the state could not be saved: {error}")
 

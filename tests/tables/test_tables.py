@@ -666,7 +666,7 @@ def test_measured_rates_are_of_this_network(monkeypatch):
         (["--table", "1", "--seeds", "0"], "expected a whole number from 1"),
         (["--table", "1", "--dry-run", "--", "--lr", "fast"], "--lr fast: not a number"),
         (["--table", "1", "--dry-run", "--weights", "nowhere"], "--weights nowhere: expected resnet50_v1.params there"),
-        (["--table", "all", "--dataset", "demo", "--dry-run"], "--table configurations, row SMG: dim 128: expected a"),
+        (["--table", "all", "--dry-run", "--", "--dim", "128"], "--table configurations, row SMG: dim 128: expected a"),
         (["--render", "--output-dir", "nowhere"], "nowhere: no finished runs"),
     ],
 )

@@ -134,14 +134,14 @@ def copy(whole, tmp_path):
 @pytest.mark.parametrize(
     "more, told",
     [
-        (["--lr", "0.1"], "--lr would make it another run"),
-        (["--margin", "0.2", "--dim", "8"], "--dim and --margin would make it another run"),
-        (["--iterations", "82"], "--iterations would make it another run"),
-        (["--seed", "4"], "--seed would make it another run"),
+        (["--lr", "0.1"], "in this run --lr is"),
+        (["--margin", "0.2", "--dim", "8"], "in this run --dim is 16, --margin is 0.1; another value needs a new run"),
+        (["--iterations", "82"], "in this run --iterations is"),
+        (["--seed", "4"], "in this run --seed is"),
         (["--uncropped"], "the run had other images, classes or boxes"),
         (["--recallk", "1,2"], "the run had other --recallk: [1], now [1, 2]"),
         (["--output-dir", "elsewhere"], "--resume and --output-dir exclude each other"),
-        (["--dataset", "folders"], "--dataset would make it another run"),
+        (["--dataset", "folders"], "in this run --dataset is"),
         (["--pretrained-model", "somewhere"], "with the run's own flags, argument --pretrained-model: not allowed"),
     ],
     ids=lambda value: str(value)[:20],
@@ -240,4 +240,4 @@ def test_initial_weights_cannot_be_exchanged_before_the_first_save(copy, here):
     record["command"] = [word for word in record["command"] if word != "--from-scratch"]
     Path(copy, "arguments.json").write_text(json.dumps(record))
     result = here("train.py", "--resume", copy, "--backbone-params", "x.params")
-    assert result.returncode == 2 and "--backbone-params would make it another run" in result.stderr
+    assert result.returncode == 2 and "in this run --backbone-params is" in result.stderr
