@@ -42,9 +42,11 @@ def _check_not_truncated(data):
     """Raises ValueError or OSError for a truncated image, which OpenCV would fill with arbitrary pixels."""
     if data.startswith(JPEG):
         try:
-            image = Image.open(io.BytesIO(data))  # reads the header: OpenCV decodes one that is cut off to anything
+            image = Image.open(io.BytesIO(data))  # reads the header; OpenCV may return garbage for a truncated one
         except SyntaxError as error:
             raise ValueError(f"broken JPEG file ({error})")
+        if not image.tile:  # Pillow has found no image data
+            raise ValueError("truncated JPEG file")
         # Neither marker can occur within the image data. Some files lack only the last marker: Pillow decides.
         if data.rfind(END) < data.rfind(SCAN):
             image.load()

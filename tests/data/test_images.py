@@ -182,6 +182,20 @@ def test_a_picture_cut_off_anywhere_is_an_error_or_whole(tmp_path, kind):
     assert refused >= len(data) - 12  # less the last marks, whose absence harms no pixel
 
 
+@pytest.mark.parametrize("thumbnail", [False, True])
+def test_a_jpeg_cut_off_in_its_header_is_an_error(tmp_path, thumbnail):
+    """OpenCV returns whatever lies in memory for some of these."""
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (150, 200, 3)).astype(np.uint8))
+    data = encoded(image, "JPEG")
+    if thumbnail:
+        small = encoded(image.resize((20, 15)), "JPEG")
+        data = data[:2] + b"\xff\xe1" + (len(small) + 8).to_bytes(2, "big") + b"Exif\0\0" + small + data[2:]
+    scan = data.rfind(b"\xff\xda")
+    for length in range(10, scan):
+        with pytest.raises(InputError, match="picture: "):
+            read(tmp_path, data[:length])
+
+
 def test_what_follows_a_whole_picture_does_not_matter(tmp_path):
     data = encoded(Image.fromarray(PIXELS), "JPEG")
     for more in (b"\0" * 100, b"\xff\xda and so on", encoded(Image.fromarray(PIXELS), "JPEG")[:300]):
