@@ -422,7 +422,7 @@ def test_a_run_is_never_written_over(run, small_demo, here):
     result = here(
         *["train.py", "--dataset", "demo", "--data-dir", small_demo, "--from-scratch", "--output-dir", run[0], *SMALL]
     )
-    assert result.returncode == 2 and "holds a run already" in result.stderr
+    assert result.returncode == 2 and "holds a run; choose another folder" in result.stderr
     assert before == sorted((file.name, file.stat().st_mtime_ns) for file in run[0].iterdir())
 
 

@@ -21,7 +21,7 @@ OPTIONS = (
 def check_branches(config, dim, fusion="concat", architecture="CGD"):
     """Raises InputError unless `config` is valid, `dim` is divisible among its branches, and the choices are known."""
     if not config or set(config) - set(LETTERS) or len(set(config)) != len(config):
-        raise InputError(f"configuration {config!r}: expected letters of {LETTERS}, each at most once")
+        raise InputError(f"configuration {config!r}: expected letters of {', '.join(LETTERS)}, each at most once")
     if fusion not in FUSIONS:
         raise InputError(f"fusion {fusion!r}: expected 'concat' or 'sum'")
     if architecture not in ARCHITECTURES:

@@ -88,7 +88,9 @@ def test_missing_pictures_are_counted_before_any_work(files):
 
 @pytest.mark.parametrize("name", ["cub200", "cars196", "sop", "inshop", "folders"])
 def test_a_missing_and_an_empty_folder_are_told(tmp_path, name):
-    with pytest.raises(InputError, match="nowhere: no such folder.*--data-dir.*download.sh"):
+    with pytest.raises(
+        InputError, match="nowhere: no such folder.*--data-dir" + ("" if name == "folders" else ".*download.sh " + name)
+    ):
         datasets.load(name, tmp_path / "nowhere")
     with pytest.raises(InputError, match=str(tmp_path)):
         datasets.load(name, tmp_path)

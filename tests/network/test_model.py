@@ -376,7 +376,7 @@ def test_dense_bias_is_an_option():
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (("MX",), "letters of S, M and G"),
+        (("MX",), "letters of S, M, G"),
         (("MM",), "at most once"),
         (("",), "letters"),
         (("SMG", 1000), "multiple of 3"),

@@ -409,6 +409,15 @@ def test_a_study_keeps_its_setting(tmp_path):
     study = runs.open_study(tmp_path / "a", "demo", ["--iterations", "5", "--num-workers", "1"])
     runs.keep_setting(study)
     assert runs.open_study(tmp_path / "a") == study
+    # before a run was started other flags replace these
+    other = runs.open_study(tmp_path / "a", "demo", ["--iterations", "6"])
+    runs.keep_setting(other)
+    assert runs.open_study(tmp_path / "a").recipe().iterations == 6
+    runs.keep_setting(study)
+    (tmp_path / "a" / "recipe" / "seed-0").mkdir(parents=True)
+    (tmp_path / "a" / "recipe" / "seed-0" / "log.jsonl").touch()
+    with pytest.raises(InputError, match="choose another --name"):
+        runs.open_study(tmp_path / "a", "demo", ["--iterations", "5", "--uncropped"])
     # what does not change the recipe may differ from machine to machine
     elsewhere = runs.open_study(tmp_path / "a", "demo", ["--iterations", "5", "--num-workers", "9"])
     assert elsewhere.recipe() == study.recipe() and elsewhere.flags[-1] == "9"

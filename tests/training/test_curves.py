@@ -21,14 +21,16 @@ def folder_with(tmp_path, lines):
     return tmp_path
 
 
-LOG = [line(10, lr=1.0), line(20, lr=3.0), {"iteration": 20, "recall": {"1": 0.25, "2": 0.5}}, line(30, lr=5.0)]
+LOG = [line(10, lr=1.0, ranking_loss=1.0), line(20, lr=3.0, ranking_loss=3.0)]
+LOG += [{"iteration": 20, "recall": {"1": 0.25, "2": 0.5}}, line(30, lr=5.0, ranking_loss=5.0)]
 LOG += [{"iteration": 30, "recall": {"1": 0.75, "2": 1.0}}]
 
 
 def test_the_table_has_the_means_between_evaluations(tmp_path):
     rows = [row.split() for row in curves.summary(*curves.read_log(folder_with(tmp_path, LOG))).splitlines()]
     assert [row[0] for row in rows] == ["iteration", "20", "30"]
-    assert [row[1] for row in rows] == ["lr", "2", "5"]
+    assert [row[1] for row in rows] == ["lr", "3", "5"]  # the last one: a mean of rates would be no rate
+    assert [row[2] for row in rows] == ["ranking_loss", "2", "5"]
     assert [row[-1] for row in rows] == ["R@1", "0.2500", "0.7500"]
 
 
