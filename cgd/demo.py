@@ -49,8 +49,8 @@ def table(columns):
 
 
 def main():
-    parser = errors.Parser(prog="python -m cgd.demo", description=__doc__)
-    parser.usage = "%(prog)s [flags of train.py]"
+    usage = "%(prog)s [flags of train.py]"
+    parser = errors.Parser(prog="python -m cgd.demo", usage=usage, description=__doc__)
     _, flags = parser.parse_known_args()
     start = time.time()
     folder = free_folder()

@@ -201,11 +201,13 @@ def open_study(folder, dataset=None, flags=()):
         if word.split("=")[0] in NOT_SHARED:
             raise InputError(f"{word}: set by the tables; give only flags that all runs share after --")
     file = folder / "setting.json"
-    if not file.exists() or (flags and not any(folder.glob("*/seed-*/log.jsonl"))):  # none was started
+    if not file.exists():
         return Study(folder, dataset or "cub200", tuple(flags))
     setting = read_json(file)
     try:
         known = Study(folder, setting["dataset"], tuple(setting["flags"]))
+        if not started(folder):  # a first command that failed fixes nothing
+            return Study(folder, dataset or known.dataset, tuple(flags) or known.flags)
         recipe = known.recipe()
     except InputError as error:
         raise OlderRun(
@@ -227,15 +229,16 @@ def experiment(study):
     return {name: options[name] for name in options if name not in ("num_workers", "eval_batch_size", "save_every")}
 
 
+def started(folder):
+    """Whether the study in a folder has a run."""
+    return any(folder.glob("*/seed-*/log.jsonl"))
+
+
 def keep_setting(study):
-    """Writes the setting of a study; later commands read it."""
+    """Writes the setting of a study, until its first run has started; later commands read it."""
     file = study.folder / "setting.json"
-    if (
-        not file.exists()
-        or read_json(file).get("flags") != list(study.flags)
-        and not any(study.folder.glob("*/seed-*/log.jsonl"))
-    ):
-        with replacing(study.folder / "setting.json") as part:
+    if not file.exists() or not started(study.folder):
+        with replacing(file) as part:
             part.write_text(json.dumps({"dataset": study.dataset, "flags": study.flags}, indent=1) + "\n")
 
 

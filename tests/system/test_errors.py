@@ -101,16 +101,7 @@ def test_a_piped_run_keeps_its_state_when_it_is_stopped(small_demo, tmp_path):
     words = ["train.py", "--dataset", "demo", "--data-dir", small_demo, "--output-dir", folder, *RUN.split()]
     before = 0
     for number in (signal.SIGINT, signal.SIGTERM) * (4 if LONG else 1):
-        reading, writing = os.pipe()
-        process = subprocess.Popen(
-            [sys.executable, *map(str, words)],
-            cwd=str(ROOT),
-            stdout=writing,
-            stderr=writing,
-            start_new_session=True,
-            preexec_fn=heed_stops,
-        )
-        os.close(writing)
+        process, reading = piped(words)
         read_until(reading, before + 5)
         os.close(reading)
         os.killpg(process.pid, number)
@@ -124,6 +115,22 @@ def test_a_piped_run_keeps_its_state_when_it_is_stopped(small_demo, tmp_path):
         logged = [json.loads(line)["iteration"] for line in log.splitlines()]
         assert logged == list(range(10, facts["iteration"] + 1, 10))
         before, words = facts["iteration"], ["train.py", "--resume", folder]
+
+
+def piped(words):
+    """A process whose output goes into a pipe of 4 kB, and the end of the pipe to read from."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        cwd=str(ROOT),
+        stdout=writing,
+        stderr=writing,
+        start_new_session=True,
+        preexec_fn=heed_stops,
+    )
+    os.close(writing)
+    return process, reading
 
 
 def read_until(stream, iteration):
@@ -159,17 +166,7 @@ def test_a_run_whose_reader_has_stalled_can_be_stopped(small_demo, tmp_path):
     """A pipe that is full and that nobody reads, as of a stopped `tee`."""
     folder = tmp_path / "run"
     words = ["train.py", "--dataset", "demo", "--data-dir", small_demo, "--output-dir", folder, *RUN.split()]
-    reading, writing = os.pipe()
-    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
-    process = subprocess.Popen(
-        [sys.executable, *map(str, words)],
-        cwd=str(ROOT),
-        stdout=writing,
-        stderr=writing,
-        start_new_session=True,
-        preexec_fn=heed_stops,
-    )
-    os.close(writing)
+    process, reading = piped(words)
     log = folder / "log.jsonl"
     assert wait_until(lambda: log.exists() and log.read_text(), 120)
     assert wait_until(lambda: b"pipe_write" in Path(f"/proc/{process.pid}/wchan").read_bytes(), 60)

@@ -413,6 +413,8 @@ def test_a_study_keeps_its_setting(tmp_path):
     other = runs.open_study(tmp_path / "a", "demo", ["--iterations", "6"])
     runs.keep_setting(other)
     assert runs.open_study(tmp_path / "a").recipe().iterations == 6
+    runs.keep_setting(runs.open_study(tmp_path / "a", "folders", ["--iterations", "6"]))
+    assert runs.open_study(tmp_path / "a", None, ["--lr", "1"]).dataset == "folders"
     runs.keep_setting(study)
     (tmp_path / "a" / "recipe" / "seed-0").mkdir(parents=True)
     (tmp_path / "a" / "recipe" / "seed-0" / "log.jsonl").touch()
