@@ -91,12 +91,13 @@ def main():
     dataset = flags.load_dataset(options, name, cropped=description["cropped"], need_training=False)
     cropped = dataset.test[0].box is not None
     warn_of_another_crop(cropped, options, description)
-    preprocessing = evaluation.Preprocessing(image_size(options, description), description["mean"], description["std"])
+    size = image_size(options, description)
+    preprocessing = evaluation.Preprocessing(size, description["mean"], description["std"])
     unreadable = loader.Unreadable(options.skip_unreadable)
     evaluate = evaluation.Evaluator(dataset, preprocessing, options.batch_size, options.num_workers, unreadable)
     ctx = environment.context(options.gpu)
     with environment.memory_for(f"try --batch-size {max(1, options.batch_size // 2)}"):
-        result = evaluate(checkpoint.graph(ctx), ctx)
+        result = evaluate(checkpoint.graph(ctx, size), ctx)
     print(
         "{:.1f} images/s, search {:.2f} s, {} images{}".format(
             result.images_per_second,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cgd.network import model, weights
+from cgd.network import model, onednn, weights
 from cgd.network.parameters import read_arrays, write_arrays
 from cgd.system.environment import mx, versions
 from cgd.system.errors import InputError
@@ -74,14 +74,13 @@ class Checkpoint:
             if not np.isfinite(value.asnumpy()).all():
                 raise InputError(f"{file}: {name} contains values that are not finite")
 
-    def graph(self, ctx):
-        """A SymbolBlock of the graph on the device(s) `ctx`: images (N, 3, H, W) -> embeddings (N, dim)."""
-        block = mx.gluon.SymbolBlock(self.symbol, mx.sym.var("data", dtype="float32"))
-        values = dict(self.arg_params, **self.aux_params)
-        for name, parameter in block.collect_params().items():
-            parameter._load_init(values[name], ctx)
-        block.hybridize(static_alloc=True, static_shape=True)
-        return block
+    def graph(self, ctx, size=None):
+        """A block of the graph on the device `ctx`, for inference: images (N, 3, H, W) -> embeddings (N, dim).
+
+        size : (W, H); without it, the images' size in training
+        """
+        size = size or (self.description["image_width"], self.description["image_height"])
+        return onednn.for_inference(self.symbol, dict(self.arg_params, **self.aux_params), ctx, size)
 
     def load_into(self, net):
         """Sets the parameters of a `model.CGD` by name; its classifier, which checkpoints lack, is not changed.
@@ -101,11 +100,7 @@ def save(net, prefix, description):
 
     `description` is a dict that JSON can represent; the network's options and the library versions are added to it.
     """
-    # On a CPU, a running convolution may be changing the memory layout of its weights in place; reading them meanwhile
-    # gives a mixture of both layouts.
-    mx.nd.waitall()
-    values = {name: parameter.data(parameter.list_ctx()[0]) for name, parameter in net.collect_params().items()}
-    symbol = _graph_of(net.options, {name: value.shape for name, value in values.items()})
+    symbol, values = _graph_of(net)
     params = {"arg:" + name: values[name] for name in symbol.list_arguments() if name != "data"}
     params.update({"aux:" + name: values[name] for name in symbol.list_auxiliary_states()})
     description = dict(net.options, **description)
@@ -118,15 +113,27 @@ def save(net, prefix, description):
         part.write_text(json.dumps(description, indent=1) + "\n")
 
 
-def _graph_of(options, shapes):
-    """The graph of a network without its classifier.
+def inference(net, ctx, size):
+    """A block that computes the embeddings of a `model.CGD` as it is now, as `Checkpoint.graph` does. On a CPU, a copy.
+
+    A forward pass must have set all shapes. size : (W, H) of the images
+    """
+    return onednn.for_inference(*_graph_of(net), ctx, size) if ctx.device_type == "cpu" else net.embed
+
+
+def _graph_of(net):
+    """The graph of a network without its classifier, and {name: NDArray}, the parameters of the network.
 
     A new network is traced, because Gluon caches the variables of one that has run, from before the shapes were known.
     """
-    net = model.CGD(**options)
-    for name, parameter in net.collect_params().items():
-        parameter.shape = shapes[name]
-    return net(mx.sym.var("data"))
+    # On a CPU, a running convolution may be changing the memory layout of its weights in place; reading them meanwhile
+    # gives a mixture of both layouts.
+    mx.nd.waitall()
+    values = {name: parameter.data(parameter.list_ctx()[0]) for name, parameter in net.collect_params().items()}
+    traced = model.CGD(**net.options)
+    for name, parameter in traced.collect_params().items():
+        parameter.shape = values[name].shape
+    return traced(mx.sym.var("data")), values
 
 
 def _read_symbol(file):

@@ -4,6 +4,7 @@ from cgd.system.environment import mx
 
 nn = mx.gluon.nn
 
+MIN_X, MAX_X = 1e-6, 1e12  # GeM's values before the power, whose gradient is not finite at 0
 MAX_P = 6.0  # of GeM; for larger p, 1e-6 ** p underflows in float32, and the gradient of the root is not finite
 
 
@@ -25,8 +26,10 @@ class GeM(nn.HybridBlock):
     """Generalised mean, (mean x^p)^(1/p) for each channel: (N, C, H, W) -> (N, C, 1, 1).
 
     One scalar p for all channels, initially 3. It is constant in the released model (`lr_mult` 0); the paper allows
-    learning it, and `clamp_p` must then be called after each step. The feature map is first clipped to [1e-6, 1e12],
-    because the gradient of the power is not finite at 0.
+    learning it, and `clamp_p` must then be called after each step. The feature map is first clipped to [1e-6, 1e12].
+
+    cube : computes x^3 as a product, which is much faster than the power function; for a fixed p of 3 only. The mean is
+        clipped instead of the map, which changes it by less than 1e-18.
     """
 
     def __init__(self, p=3.0, learn_p=False, **kwargs):
@@ -35,6 +38,8 @@ class GeM(nn.HybridBlock):
             self.p = self.params.get("p", shape=(1,), init=mx.init.Constant(p))
         self.p.lr_mult = 1.0 if learn_p else 0.0
         self.p.grad_req = "write" if learn_p else "null"
+        self.fixed_cube = p == 3 and not learn_p
+        self.cube = False
 
     def clamp_p(self):
         """Clamps a learned p to [1, MAX_P]; below 1 the mean would no longer emphasise large values."""
@@ -42,8 +47,12 @@ class GeM(nn.HybridBlock):
             p[:] = p.clip(1, MAX_P)
 
     def hybrid_forward(self, F, x, p):
-        x = F.broadcast_power(F.clip(x, a_min=1e-6, a_max=1e12), p)
-        return F.broadcast_power(_global_pool(F, x, "avg"), 1.0 / p)
+        if self.cube:
+            x = F.Activation(x, act_type="relu")
+            mean = F.clip(_global_pool(F, F.square(x) * x, "avg"), a_min=MIN_X**3, a_max=MAX_X**3)
+        else:
+            mean = _global_pool(F, F.broadcast_power(F.clip(x, a_min=MIN_X, a_max=MAX_X), p), "avg")
+        return F.broadcast_power(mean, 1.0 / p)
 
 
 def _global_pool(F, x, pool_type):

@@ -14,7 +14,7 @@ from cgd.data import images
 from cgd.data.datasets import count_identities
 from cgd.data.loader import Loader
 from cgd.data.samplers import IdentitySampler
-from cgd.network import checkpoints, model
+from cgd.network import checkpoints, model, onednn
 from cgd.network.options import OPTIONS
 from cgd.retrieval import evaluation
 from cgd.system.environment import memory_for, mx
@@ -53,8 +53,11 @@ def build(recipe, dataset, devices):
     classes = count_identities(dataset.train) if recipe.classification_weight else 0
     net = model.CGD(classes=classes, **{name: getattr(recipe, name) for name in OPTIONS})
     net.infer_shape(mx.nd.zeros((1, 3, recipe.image_height, recipe.image_width)))
+    on_cpu = devices[0].device_type == "cpu"
+    if on_cpu:
+        onednn.for_training(net)
     net.initialize(ctx=devices)
-    net.hybridize(static_alloc=True)
+    net.hybridize(static_alloc=True, static_shape=on_cpu)
     return net
 
 
@@ -211,7 +214,9 @@ class Trainer:
         half = max(1, self.loaders.evaluator.extractor.batch_size // 2)
         mx.nd.waitall()  # so that an error of the training comes here, and not with this advice:
         with memory_for(f"try --eval-batch-size {half}"):
-            recalls = self.loaders.evaluator(self.net.embed, self.devices[0]).recalls
+            size = self.recipe.image_width, self.recipe.image_height
+            embed = checkpoints.inference(self.net, self.devices[0], size)
+            recalls = self.loaders.evaluator(embed, self.devices[0]).recalls
         with uninterrupted():
             write_line(log, {"iteration": self.iteration, "recall": dict(zip(map(str, ranks), recalls))})
             self.recalls, self.evaluated = recalls, self.iteration
