@@ -26,7 +26,7 @@ import sys
 import numpy as np
 
 from cgd.data import flags, loader
-from cgd.network.checkpoints import Checkpoint
+from cgd.network.checkpoints import DTYPES, Checkpoint
 from cgd.retrieval import evaluation
 from cgd.system import environment, errors, files
 from cgd.system.errors import InputError
@@ -47,6 +47,8 @@ def arguments():
     add = parser.add_argument_group("device").add_argument
     add("--gpu", type=int, default=0, metavar="N", help="GPU number; -1 for the CPU (default: 0)")
     add("--batch-size", type=flags.whole(1), default=32, metavar="N", help="images per step (default: 32)")
+    help_ = "precision of the convolutions on a CPU (default: float32); for int8 see python -m cgd.quantize --help"
+    add("--dtype", choices=DTYPES, default="float32", help=help_)
     add = parser.add_argument_group("output").add_argument
     add("--save-embeddings", metavar="FILE.npz", help="save descriptors, class and image ids, names, boxes, paths")
     add("--results", metavar="FILE.json", help="save the recalls and rates")
@@ -96,8 +98,10 @@ def main():
     unreadable = loader.Unreadable(options.skip_unreadable)
     evaluate = evaluation.Evaluator(dataset, preprocessing, options.batch_size, options.num_workers, unreadable)
     ctx = environment.context(options.gpu)
+    if options.dtype == "bfloat16" and not environment.has_amx:
+        print("warning: without AMX in the CPU, bfloat16 can be slower than float32", file=sys.stderr)
     with environment.memory_for(f"try --batch-size {max(1, options.batch_size // 2)}"):
-        result = evaluate(checkpoint.graph(ctx, size), ctx)
+        result = evaluate(checkpoint.graph(ctx, size, options.dtype), ctx)
     print(
         "{:.1f} images/s, search {:.2f} s, {} images{}".format(
             result.images_per_second,
@@ -108,10 +112,11 @@ def main():
     )
     print(evaluation.report(dataset.ranks, result.recalls))
 
+    dtype = "int8" if description["dtype"] == "int8" else options.dtype
     if options.save_embeddings:
         save_embeddings(options.save_embeddings, result, dataset.classes)
     if options.results:
-        save_results(options, result, dataset, cropped)
+        save_results(options, result, dataset, cropped, dtype)
 
 
 def save_embeddings(file, result, classes):
@@ -133,11 +138,12 @@ def save_embeddings(file, result, classes):
         )
 
 
-def save_results(options, result, dataset, cropped):
+def save_results(options, result, dataset, cropped, dtype):
     figures = {
         "pretrained_model": options.pretrained_model,
         "dataset": dataset.name,
         "cropped": cropped,
+        "dtype": dtype,
         "images": len(result.queries.records),
         "gallery": len(result.gallery.records) if result.gallery else None,
         "recall": dict(zip(map(str, dataset.ranks), result.recalls)),

@@ -32,7 +32,9 @@ RELEASED = {
     "std": [0.229, 0.224, 0.225],
     "cropped": True,
     "dataset": "cub200",
+    "dtype": "float32",
 }
+DTYPES = ("float32", "bfloat16")  # of inference; checkpoints are in float32, or in int8 (cgd/quantize.py)
 
 
 MAX_IMAGE_SIDE = 4096  # of the network's input, in pixels
@@ -74,19 +76,30 @@ class Checkpoint:
             if not np.isfinite(value.asnumpy()).all():
                 raise InputError(f"{file}: {name} contains values that are not finite")
 
-    def graph(self, ctx, size=None):
+    def graph(self, ctx, size=None, dtype="float32"):
         """A block of the graph on the device `ctx`, for inference: images (N, 3, H, W) -> embeddings (N, dim).
 
         size : (W, H); without it, the images' size in training
+        dtype : "float32", or "bfloat16" for faster convolutions on a CPU; a checkpoint in int8 stays in int8
+
+        Raises InputError for a checkpoint in int8 or the dtype bfloat16 on a GPU, and for both together.
         """
         size = size or (self.description["image_width"], self.description["image_height"])
-        return onednn.for_inference(self.symbol, dict(self.arg_params, **self.aux_params), ctx, size)
+        if self.description["dtype"] == "int8":
+            if dtype != "float32":
+                raise InputError(f"{self.prefix}: is in int8, and cannot be run in {dtype}")
+            dtype = "int8"
+        if dtype != "float32" and ctx.device_type != "cpu":
+            raise InputError(f"{dtype} is for CPUs: give --gpu -1")
+        return onednn.for_inference(self.symbol, dict(self.arg_params, **self.aux_params), ctx, size, dtype)
 
     def load_into(self, net):
         """Sets the parameters of a `model.CGD` by name; its classifier, which checkpoints lack, is not changed.
 
         Raises InputError that names parameters that are missing, unknown or of another shape.
         """
+        if self.description["dtype"] != "float32":
+            raise InputError(f"{self.prefix}: is in int8, for evaluation only; give the checkpoint it was made from")
         parameters = {
             name: parameter
             for name, parameter in net.collect_params().items()
@@ -101,10 +114,14 @@ def save(net, prefix, description):
     `description` is a dict that JSON can represent; the network's options and the library versions are added to it.
     """
     symbol, values = _graph_of(net)
+    write(prefix, symbol, values, dict(net.options, **description))
+
+
+def write(prefix, symbol, values, description):
+    """Writes a graph, its parameters {name: NDArray}, and its description with the library versions."""
     params = {"arg:" + name: values[name] for name in symbol.list_arguments() if name != "data"}
     params.update({"aux:" + name: values[name] for name in symbol.list_auxiliary_states()})
-    description = dict(net.options, **description)
-    description["versions"] = versions()
+    description = dict(description, versions=versions())
     with replacing(prefix + "-symbol.json") as part:
         part.write_text(symbol.tojson())
     with replacing(prefix + "-0000.params") as part:
@@ -199,6 +216,8 @@ def _read_description(file):
             raise InputError(f"{file}: {key} is {value!r}; expected a value like {example!r}")
         if isinstance(example, list) and not (len(value) == 3 and all(map(_is_number, value))):
             raise InputError(f"{file}: {key} is {value!r}; expected three numbers")
+        if key == "dtype" and value not in ("float32", "int8"):
+            raise InputError(f"{file}: dtype is {value!r}; expected 'float32' or 'int8'")
         if key == "std" and min(value) <= 0:
             raise InputError(f"{file}: std is {value!r}; expected three numbers above 0")
     if "gem_p" in description:

@@ -4,7 +4,7 @@ from cgd.system.environment import mx
 
 nn = mx.gluon.nn
 
-MIN_X, MAX_X = 1e-6, 1e12  # GeM's values before the power, whose gradient is not finite at 0
+MIN_X, MAX_X = 1e-6, 1e12  # bounds of GeM's map
 MAX_P = 6.0  # of GeM; for larger p, 1e-6 ** p underflows in float32, and the gradient of the root is not finite
 
 
@@ -26,10 +26,11 @@ class GeM(nn.HybridBlock):
     """Generalised mean, (mean x^p)^(1/p) for each channel: (N, C, H, W) -> (N, C, 1, 1).
 
     One scalar p for all channels, initially 3. It is constant in the released model (`lr_mult` 0); the paper allows
-    learning it, and `clamp_p` must then be called after each step. The feature map is first clipped to [1e-6, 1e12].
+    learning it, and `clamp_p` must then be called after each step. The feature map is first clipped to [1e-6, 1e12],
+    because the gradient of the power is not finite at 0.
 
-    cube : computes x^3 as a product, which is much faster than the power function; for a fixed p of 3 only. The mean is
-        clipped instead of the map, which changes it by less than 1e-18.
+    fast : for p = 3 only, computes (sum x^3)^(1/3) in one operator. It clips the result instead of the map; the
+        difference matters for means near 1e-6 only
     """
 
     def __init__(self, p=3.0, learn_p=False, **kwargs):
@@ -38,8 +39,8 @@ class GeM(nn.HybridBlock):
             self.p = self.params.get("p", shape=(1,), init=mx.init.Constant(p))
         self.p.lr_mult = 1.0 if learn_p else 0.0
         self.p.grad_req = "write" if learn_p else "null"
-        self.fixed_cube = p == 3 and not learn_p
-        self.cube = False
+        self.stays_3 = p == 3 and not learn_p
+        self.fast = False
 
     def clamp_p(self):
         """Clamps a learned p to [1, MAX_P]; below 1 the mean would no longer emphasise large values."""
@@ -47,15 +48,21 @@ class GeM(nn.HybridBlock):
             p[:] = p.clip(1, MAX_P)
 
     def hybrid_forward(self, F, x, p):
-        if self.cube:
-            x = F.Activation(x, act_type="relu")
-            mean = F.clip(_global_pool(F, F.square(x) * x, "avg"), a_min=MIN_X**3, a_max=MAX_X**3)
-        else:
-            mean = _global_pool(F, F.broadcast_power(F.clip(x, a_min=MIN_X, a_max=MAX_X), p), "avg")
-        return F.broadcast_power(mean, 1.0 / p)
+        if self.fast:
+            return self.of_cubes(F, x, p)
+        x = F.broadcast_power(F.clip(x, a_min=MIN_X, a_max=MAX_X), p)
+        return F.broadcast_power(_global_pool(F, x, "avg"), 1.0 / p)
+
+    @staticmethod
+    def of_cubes(F, x, p):
+        """The descriptor for p = 3."""
+        x = F.Activation(x, act_type="relu")
+        total = _global_pool(F, x, "lp", p_value=3)
+        sizes = F.cast(F.size_array(x), "float32") / F.cast(F.size_array(total), "float32")
+        return F.clip(F.broadcast_div(total, F.broadcast_power(sizes, 1.0 / p)), a_min=MIN_X, a_max=MAX_X)
 
 
-def _global_pool(F, x, pool_type):
+def _global_pool(F, x, pool_type, **more):
     # The attributes of the released graph; GlobalAvgPool2D of today's Gluon adds another one.
     return F.Pooling(
         x,
@@ -65,6 +72,7 @@ def _global_pool(F, x, pool_type):
         global_pool=True,
         pool_type=pool_type,
         pooling_convention="full",
+        **more,
     )
 
 

@@ -4,13 +4,18 @@ oneDNN keeps feature maps in a memory layout of its own. An operator that it lac
 MXNet's layout, and the maps are converted before it and after it.
 """
 
-import json
+from contextlib import suppress
 
+import numpy as np
+
+from cgd.network import graphs
 from cgd.network.backbones import children
-from cgd.network.descriptors import MAX_X, MIN_X, GeM
+from cgd.network.descriptors import GeM
 from cgd.system.environment import mx
 
 nn = mx.gluon.nn
+BACKEND = "MKLDNN"  # oneDNN's name in MXNet 1.9
+TOLERANCE = 1e-6  # of each value of an embedding, whose length is 1
 RELU6 = mx.gluon.model_zoo.vision.mobilenet.RELU6
 
 
@@ -22,34 +27,61 @@ def for_training(net):
     for sequence in children(net.features, nn.HybridSequential):
         _replace_relu6(sequence)
     for gem in children(net.descriptors, GeM):
-        gem.cube = gem.fixed_cube
+        gem.fast = gem.stays_3
 
 
-def for_inference(symbol, values, ctx, size):
-    """A SymbolBlock of a graph, images (N, 3, H, W) -> embeddings (N, dim), on `ctx`.
+def for_inference(symbol, values, ctx, size, dtype="float32"):
+    """A SymbolBlock of a graph, images (N, 3, H, W) -> embeddings (N, dim) float32, on `ctx`.
 
     symbol : the graph, with the input "data" · values : {name: NDArray}, all its parameters · size : (W, H)
+    dtype : "float32"; "bfloat16", on a CPU, for the convolutions; or "int8" for a graph of cgd.quantize
 
-    On a CPU batch norm, ReLU, ReLU6 and sums are fused into the convolutions, and GeM with p = 3 takes no powers.
+    On a CPU batch norm, ReLU, ReLU6 and sums are fused into the convolutions, and GeM with p = 3 takes no powers. The
+    embedding of an image of noise decides: if a faster form differs, or MXNet cannot run it, another is taken.
     """
-    if ctx.device_type != "cpu":
-        return _block(symbol, values, ctx)
-    symbol = _with_cubes(symbol, values)
-    image = mx.nd.zeros((1, 3, size[1], size[0]))
-    fused = _block(symbol, values, ctx, backend="MKLDNN")
-    try:
-        fused(image).wait_to_read()
-        return fused
-    except mx.base.MXNetError:  # in SE-ResNet-50, MXNet mixes up the inputs of a convolution that it fuses with a sum
-        return _block(symbol, values, ctx)
+    plain = _block(symbol, values, ctx)
+    if ctx.device_type != "cpu" or dtype == "int8":
+        return plain
+    folded, folded_values = graphs.fold_batch_norm(symbol, values)
+    faster = graphs.with_fast_gem(folded, folded_values)
+    if dtype == "bfloat16":
+        return _block(*_in_bfloat16(faster, folded_values), ctx, backend=BACKEND)
+    noise = mx.nd.array(np.random.RandomState(0).randn(1, 3, size[1], size[0]))
+    expected = plain(noise).asnumpy()
+    for graph in (faster, folded):
+        fused = _block(graph, folded_values, ctx, backend=BACKEND)
+        with suppress(mx.base.MXNetError):  # in SE-ResNet-50, the inputs of a convolution fused with a sum are mixed up
+            if np.abs(fused(noise).asnumpy() - expected).max() < TOLERANCE:
+                return fused
+    return plain
 
 
 def _block(symbol, values, ctx, **flags):
     block = mx.gluon.SymbolBlock(symbol, mx.sym.var("data", dtype="float32"))
     for name, parameter in block.collect_params().items():
-        parameter._load_init(values[name], ctx)
+        parameter._load_init(values[name], ctx, cast_dtype=True, dtype_source="saved")
     block.hybridize(static_alloc=True, static_shape=True, **flags)
     return block
+
+
+def _in_bfloat16(symbol, values):
+    """The graph with its backbone in bfloat16, and its parameters. The descriptors stay in float32.
+
+    Their sums need the precision, and MXNet has no power mean in bfloat16.
+    """
+    from mxnet.contrib import amp  # cgd.system.environment must have imported MXNet before
+
+    arguments = {name: values[name] for name in symbol.list_arguments() if name != "data"}
+    states = {name: values[name] for name in symbol.list_auxiliary_states()}
+    symbol, arguments, states = amp.convert_model(
+        symbol,
+        arguments,
+        states,
+        target_dtype="bfloat16",
+        excluded_sym_names=graphs.after_pooling(symbol),
+        cast_optional_params=True,
+    )
+    return symbol, dict(arguments, **states)
 
 
 class BatchNormReLU6(nn.BatchNorm):
@@ -87,39 +119,3 @@ def _replace_relu6(sequence):
             if convolution._kwargs["num_group"] > 1 or inputs % 16 == 0 or inputs == 3:
                 sequence._children[second] = BatchNormReLU6(norm, channels)
                 sequence._children[third] = nn.HybridLambda(lambda F, x: x)  # names of parameters count the blocks
-
-
-def _with_cubes(symbol, values):
-    """The graph with x * x * x instead of the power in each GeM whose p is 3 (see GeM.hybrid_forward)."""
-    graph = json.loads(symbol.tojson())
-    nodes = graph["nodes"]
-    for power in list(nodes):
-        if power["op"] != "broadcast_power":
-            continue
-        clip, p = (nodes[link[0]] for link in power["inputs"])
-        if clip["op"] != "clip" or p["op"] != "null" or values[p["name"]].asnumpy().tolist() != [3.0]:
-            continue
-        _make_cube(nodes, clip, power)
-    return mx.sym.load_json(json.dumps(graph))
-
-
-def _make_cube(nodes, clip, power):
-    """Changes the nodes of a GeM. The order of nodes does not matter, so new ones are appended."""
-    name, clipped, pooling = power["name"], nodes.index(clip), _only_user(nodes, nodes.index(power))
-    if pooling is None or _only_user(nodes, clipped) is None or nodes[pooling]["op"] != "Pooling":
-        return
-    root = _only_user(nodes, pooling)
-    if root is None:
-        return
-    bounds = {"a_min": str(MIN_X**3), "a_max": str(MAX_X**3)}
-    nodes.append({"op": "square", "name": name + "_square", "inputs": [[clipped, 0, 0]]})
-    nodes.append({"op": "clip", "name": name + "_clip", "attrs": bounds, "inputs": [[pooling, 0, 0]]})
-    clip.update(op="Activation", attrs={"act_type": "relu"})
-    power.update(op="elemwise_mul", inputs=[[len(nodes) - 2, 0, 0], [clipped, 0, 0]])
-    nodes[root]["inputs"][0] = [len(nodes) - 1, 0, 0]
-
-
-def _only_user(nodes, index):
-    """The index of the only node that has this one as an input; None if there are several."""
-    users = [at for at, node in enumerate(nodes) for link in node["inputs"] if link[0] == index]
-    return users[0] if len(users) == 1 else None

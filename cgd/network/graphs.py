@@ -1,0 +1,127 @@
+"""Changes to a symbol graph that keep its function. A graph comes with {name: NDArray}, all its parameters."""
+
+import ast
+import json
+
+import numpy as np
+
+from cgd.network.descriptors import GeM
+from cgd.system.environment import mx
+
+
+def fold_batch_norm(symbol, values):
+    """Folds each batch norm that follows a convolution into it. Returns the new graph and its parameters.
+
+    A convolution whose output other nodes use, too, keeps its batch norm. The new weights are computed in float64.
+    """
+    graph, values = json.loads(symbol.tojson()), dict(values)
+    nodes = graph["nodes"]
+    users = [0] * len(nodes)
+    for link in _links(nodes):
+        users[link[0]] += 1
+    for at, node in enumerate(nodes):
+        source = node["inputs"][0][0] if node["op"] == "BatchNorm" else None
+        if source is not None and nodes[source]["op"] == "Convolution" and users[source] == 1:
+            _fold(nodes, source, at, values)
+    symbol = _symbol(graph)
+    names = set(symbol.list_inputs()) - {"data"}
+    return symbol, {name: value for name, value in values.items() if name in names}
+
+
+def _fold(nodes, source, at, values):
+    """Folds the batch norm at one index into the convolution at another."""
+    convolution, norm = nodes[source], nodes[at]
+    gamma, beta, mean, variance = (_value(nodes, link, values) for link in norm["inputs"][1:])
+    if attribute(norm, "fix_gamma", True):
+        gamma = np.ones_like(gamma)
+    factor = gamma / np.sqrt(variance + attribute(norm, "eps", 1e-3))
+    weight, *bias = convolution["inputs"][1:]
+    old = _value(nodes, bias[0], values) if bias else 0
+    values[nodes[weight[0]]["name"]] = mx.nd.array(_value(nodes, weight, values) * factor[:, None, None, None])
+    name = norm["name"] + "_folded_bias"
+    values[name] = mx.nd.array(beta + (old - mean) * factor)
+    # The convolution takes the place of the batch norm, and its bias that of the convolution: all links stay valid.
+    attributes = dict(convolution["attrs"], no_bias="False")
+    inputs = [*convolution["inputs"][:2], [source, 0, 0]]
+    nodes[at] = dict(convolution, name=norm["name"], attrs=attributes, inputs=inputs)
+    nodes[source] = {"op": "null", "name": name, "inputs": []}
+
+
+def with_fast_gem(symbol, values):
+    """The graph with `GeM.of_cubes` instead of each GeM whose p is 3."""
+    graph = json.loads(symbol.tojson())
+    nodes = graph["nodes"]
+    of_cubes = json.loads(GeM.of_cubes(mx.sym, mx.sym.var("map"), mx.sym.var("p")).tojson())
+    for at, root in enumerate(list(nodes)):
+        pooling = _input(nodes, root, "Pooling") if root["op"] == "broadcast_power" else None
+        power = _input(nodes, pooling, "broadcast_power")
+        clip = _input(nodes, power, "clip")
+        if clip and _value(nodes, power["inputs"][1], values).tolist() == [3.0]:
+            sources = {"map": clip["inputs"][0], "p": power["inputs"][1]}
+            new = _appended(nodes, of_cubes, sources, root["name"])
+            for link in _links(nodes):
+                if link[0] == at:
+                    link[0] = new
+    return _symbol(graph)
+
+
+def after_pooling(symbol):
+    """The names of the nodes of the global descriptors, and of all that follow from them.
+
+    symbol : a graph as MXNet writes it, where each node follows its inputs
+    """
+    nodes = json.loads(symbol.tojson())["nodes"]
+    after = set()
+    for at, node in enumerate(nodes):
+        pooled = node["op"] == "Pooling" and attribute(node, "global_pool", False)
+        if pooled or any(link[0] in after for link in node["inputs"]):
+            after.add(at)
+    return [nodes[at]["name"] for at in after]
+
+
+def attribute(node, name, default=None):
+    """The value of a node's attribute, which MXNet stores as text. Raises NotImplementedError if there is none."""
+    text = node.get("attrs", {}).get(name)
+    if text is None:
+        if default is None:
+            raise NotImplementedError(f"no {name}")
+        return default
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _symbol(graph):
+    graph["arg_nodes"] = [at for at, node in enumerate(graph["nodes"]) if node["op"] == "null"]
+    return mx.sym.load_json(json.dumps(graph))
+
+
+def _links(nodes):
+    return [link for node in nodes for link in node["inputs"]]
+
+
+def _value(nodes, link, values):
+    """The parameter that a link leads to, in float64; NaN if it is not a parameter."""
+    value = values.get(nodes[link[0]]["name"])
+    return np.array(np.nan) if value is None else value.asnumpy().astype(np.float64)
+
+
+def _input(nodes, node, op):
+    """The node that is the first input of `node`, if there is one of this type."""
+    first = nodes[node["inputs"][0][0]] if node else {"op": None}
+    return first if first["op"] == op else None
+
+
+def _appended(nodes, graph, sources, name):
+    """Appends the nodes of a graph. Returns the index of its head.
+
+    sources : {variable of the graph: link to what it becomes} · name : the prefix of the new nodes' names
+
+    The order of nodes does not matter to MXNet, nor do nodes that nothing uses.
+    """
+    first = len(nodes)
+    for node in graph["nodes"]:
+        links = [sources.get(graph["nodes"][at]["name"], [first + at, *rest]) for at, *rest in node["inputs"]]
+        nodes.append(dict(node, name=f"{name}_{node['name']}", inputs=[list(link) for link in links]))
+    return first + graph["heads"][0][0]

@@ -1,0 +1,166 @@
+"""The faster forms of the network on a CPU, against the plain ones."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cgd.network import checkpoints, graphs, model, onednn, weights
+from cgd.system.environment import mx
+from cgd.system.errors import InputError
+
+SIDE = 64
+
+
+def pictures(count=4, side=SIDE):
+    return mx.nd.array(np.random.RandomState(0).randn(count, 3, side, side))
+
+
+def network(backbone, config="SMG", classes=None, fast=False, **options):
+    """A network with batch norm that is not the identity, so that ReLU6 is active at both ends."""
+    mx.random.seed(1)
+    net = model.CGD(config, 12, backbone, classes=classes, **options)
+    net.infer_shape(pictures())
+    if fast:
+        onednn.for_training(net)
+    net.initialize(mx.init.Xavier(magnitude=2))
+    random = np.random.RandomState(1)
+    for name, parameter in net.collect_params().items():
+        low, high = {"gamma": (0.5, 3), "beta": (-1, 3)}.get(name.rsplit("_", 1)[-1], (None, None))
+        if low is not None:
+            parameter.set_data(mx.nd.array(random.uniform(low, high, parameter.shape)))
+    net.hybridize()
+    return net
+
+
+def one_step(net):
+    """The embedding, the gradients and the running statistics after one training step."""
+    with mx.autograd.record():
+        embedding, _, logits = net(pictures())
+        loss = (embedding * mx.nd.arange(embedding.size).reshape(embedding.shape).sin()).sum() + logits[
+            0
+        ].square().mean()
+    loss.backward()
+    parameters = net.collect_params()
+    values = {name: p.grad().asnumpy() for name, p in parameters.items() if p.grad_req != "null"}
+    values.update({name: p.data().asnumpy() for name, p in parameters.items() if "running" in name})
+    return embedding.asnumpy(), values
+
+
+@pytest.mark.parametrize("backbone", ["mobilenetv2_0.25", "resnet18_v1"])
+def test_a_training_step_is_the_same(backbone):
+    plain, expected = one_step(network(backbone, "MG", classes=5))
+    fast, values = one_step(network(backbone, "MG", classes=5, fast=True))
+    np.testing.assert_allclose(fast, plain, atol=1e-5)
+    assert values.keys() == expected.keys()
+    scale = max(np.abs(value).max() for name, value in expected.items() if "running" not in name)
+    for name, value in expected.items():
+        np.testing.assert_allclose(values[name], value, rtol=1e-3, atol=1e-4 * scale, err_msg=name)
+
+
+def test_relu6_is_replaced_and_saturates():
+    net = network("mobilenetv2_0.25", "M", fast=True)
+    replaced = [b for b in onednn.children(net.features, onednn.BatchNormReLU6) if isinstance(b, onednn.BatchNormReLU6)]
+    assert len(replaced) > 20
+    x = mx.nd.array(np.linspace(-20, 20, 4 * 8 * 9).reshape(4, 8, 3, 3))
+    norm = mx.gluon.nn.BatchNorm(in_channels=8)
+    norm.initialize()
+    block = onednn.BatchNormReLU6(norm, 8)
+    np.testing.assert_allclose(block(x).asnumpy(), np.clip(norm(x).asnumpy(), 0, 6), atol=1e-5)
+
+
+def test_weights_load_into_the_faster_form_by_either_kind_of_name(tmp_path):
+    file = str(tmp_path / "weights.params")
+    source = network("mobilenetv2_0.25", "M")
+    expected = source(pictures()).asnumpy()
+    for save in (source.features.save_parameters, lambda f: source.features.collect_params().save(f)):
+        save(file)
+        target = model.CGD("M", 12, "mobilenetv2_0.25")
+        target.infer_shape(pictures())
+        onednn.for_training(target)
+        target.initialize()
+        weights.load_backbone(target.features, file)
+        target.reductions[0].weight.set_data(source.reductions[0].weight.data())
+        np.testing.assert_allclose(target(pictures()).asnumpy(), expected, atol=1e-5)
+
+
+def test_frozen_batch_norm_is_frozen_in_the_faster_form():
+    net = network("mobilenetv2_0.25", "M", classes=5, fast=True)
+    net.freeze_batch_norm()
+    norms = {name for name in net.collect_params() if "batchnorm" in name and not name.startswith("auxiliary")}
+    before = {name: net.collect_params()[name].data().asnumpy() for name in norms}
+    _, values = one_step(net)
+    assert not any(name in values for name in norms if "running" not in name)
+    for name in norms:
+        np.testing.assert_array_equal(net.collect_params()[name].data().asnumpy(), before[name])
+
+
+BACKBONES = ["resnet18_v1", "resnet18_v2", "mobilenetv2_0.25", "mobilenet0.25", "squeezenet1.1", "se_resnet50"]
+BACKBONES += ["bn_inception", "shufflenet_v2"]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_inference_is_the_same(backbone):
+    net = network(backbone)
+    fast = checkpoints.inference(net, mx.cpu(), (SIDE, SIDE))
+    np.testing.assert_allclose(fast(pictures()).asnumpy(), net(pictures()).asnumpy(), atol=2e-6)
+
+
+@pytest.mark.parametrize("p, powers", [(3.0, 1), (2.5, 2)])
+def test_gem_takes_no_powers_of_the_map_if_p_is_3(p, powers):
+    net = network("resnet18_v1", "MG", gem_p=p)
+    symbol, values = graphs.fold_batch_norm(*checkpoints._graph_of(net))
+    faster = graphs.with_fast_gem(symbol, values)
+    operators = [node["op"] for node in json.loads(faster.tojson())["nodes"]]
+    assert operators.count("broadcast_power") == powers and operators.count("BatchNorm") == 0
+    block = onednn._block(faster, values, mx.cpu())
+    for side in (SIDE, 96):  # the number of places is not fixed
+        np.testing.assert_allclose(block(pictures(2, side)).asnumpy(), net(pictures(2, side)).asnumpy(), atol=1e-6)
+
+
+def test_gem_of_cubes_is_bounded_below():
+    x = np.zeros((1, 2, 3, 3), np.float32)
+    x[0, 1] = np.arange(9).reshape(3, 3) - 4
+    found = mx.gluon.nn.HybridLambda(lambda F, x, p: onednn.GeM.of_cubes(F, x, p))(mx.nd.array(x), mx.nd.array([3.0]))
+    expected = (np.maximum(x, 1e-6).astype(np.float64) ** 3).mean(axis=(2, 3)) ** (1 / 3)
+    np.testing.assert_allclose(found.asnumpy()[..., 0, 0], expected, rtol=1e-6)
+
+
+def test_a_convolution_with_two_users_keeps_its_batch_norm():
+    x = mx.sym.var("data")
+    convolution = mx.sym.Convolution(x, kernel=(1, 1), num_filter=4, name="conv")
+    symbol = mx.sym.BatchNorm(convolution, fix_gamma=True, eps=1e-3, name="norm") + convolution
+    arguments, _, states = symbol.infer_shape(data=(2, 3, 5, 5))
+    shapes = dict(zip(symbol.list_arguments(), arguments), **dict(zip(symbol.list_auxiliary_states(), states)))
+    random = np.random.RandomState(0)
+    values = {n: mx.nd.array(random.uniform(0.5, 2, shape)) for n, shape in shapes.items() if n != "data"}
+    for graph in (symbol, mx.sym.BatchNorm(convolution, fix_gamma=True, eps=1e-3, name="norm")):
+        folded, new = graphs.fold_batch_norm(graph, values)
+        kept = sum(node["op"] == "BatchNorm" for node in json.loads(folded.tojson())["nodes"])
+        assert kept == (1 if graph is symbol else 0)
+        x = mx.nd.array(random.randn(2, 3, 5, 5))
+        expected = onednn._block(graph, values, mx.cpu())(x).asnumpy()
+        np.testing.assert_allclose(onednn._block(folded, new, mx.cpu())(x).asnumpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    net = network("resnet18_v1", "MG", classes=5)
+    with mx.autograd.train_mode():
+        net(pictures(8))
+    prefix = str(tmp_path / "net")
+    checkpoints.save(net, prefix, {"image_width": SIDE, "image_height": SIDE})
+    return net, prefix
+
+
+def test_bfloat16_is_close(saved):
+    net, prefix = saved
+    found = checkpoints.Checkpoint(prefix).graph(mx.cpu(), dtype="bfloat16")(pictures()).asnumpy()
+    expected = net.embed(pictures()).asnumpy()
+    similarity = (found * expected).sum(axis=1)
+    assert found.dtype == np.float32 and similarity.min() > 0.999 and not np.array_equal(found, expected)
+
+
+def test_bfloat16_is_for_cpus(saved):
+    with pytest.raises(InputError, match="--gpu -1"):
+        checkpoints.Checkpoint(saved[1]).graph(mx.gpu(0), dtype="bfloat16")
