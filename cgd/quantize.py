@@ -62,7 +62,7 @@ def quantize(symbol, values, batches):
             states,
             label_names=None,
             excluded_sym_names=dense,
-            calib_mode="naive",
+            calib_mode="entropy",
             calib_data=batches,
             quantized_dtype="auto",
         )

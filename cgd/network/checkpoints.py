@@ -170,7 +170,7 @@ def _check_graph(graph):
         links = [(index, link) for index, node in enumerate(nodes) for link in node["inputs"]]
         links += [(len(nodes), link) for link in graph["heads"]]
         names = [node["name"] for node in nodes]
-        outputs = [int(node.get("attrs", {}).get("num_outputs", 1)) for node in nodes]
+        outputs = [_outputs(node) for node in nodes]
         valid = all(0 <= link[0] < index and 0 <= link[1] < outputs[link[0]] for index, link in links)
     except (TypeError, KeyError, IndexError, AttributeError) as error:
         raise ValueError(f"{type(error).__name__} {error}")
@@ -178,6 +178,13 @@ def _check_graph(graph):
         raise ValueError("invalid node link")
     if not all(isinstance(name, str) and name.isascii() and name.isprintable() for name in names):
         raise ValueError("invalid node name")
+
+
+def _outputs(node):
+    """The number of a node's outputs: in int8, the values and their range, least and greatest."""
+    attributes = node.get("attrs", {})
+    in_int8 = node["op"].startswith("_contrib_quantize") or attributes.get("quantized") == "true"
+    return 3 if in_int8 else int(attributes.get("num_outputs", 1))
 
 
 def _read_params(file):
