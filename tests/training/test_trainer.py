@@ -200,13 +200,13 @@ def test_best_is_the_best_at_the_smallest_k(small_demo, tmp_path, monkeypatch):
     assert (last, best, iteration) == ([0.8, 0.6], [0.8, 0.6], 4)
 
 
-def test_an_evaluation_has_batches_of_its_own_and_shows_how_far_it_is(small_demo, tmp_path, capsys):
+def test_an_evaluation_has_batches_of_its_own_and_shows_how_far_it_is(small_demo, tmp_path, capsys, monkeypatch):
     """The last batch is filled up, so that the network sees one size only; the fill is not in the result."""
     run = make(small_demo, tmp_path, backbone=WITHOUT_TRAINING)
     run.loaders = trainer.loaders(run.dataset, run.recipe, eval_batch_size=7)
     seen, embed = [], run.net.embed
     expected = run.loaders.evaluator(embed, mx.cpu(), quiet=True).queries.embeddings
-    run.net.embed = lambda x: seen.append(x.shape) or embed(x)
+    monkeypatch.setattr(checkpoints, "inference", lambda *_: lambda x: seen.append(x.shape) or embed(x))
     with open(tmp_path / "log.jsonl", "w") as log:
         run.evaluate(log)
     assert seen == [(7, 3, 32, 32)] * 4 and len(expected) == 24
@@ -233,7 +233,7 @@ def test_memory_that_runs_out_is_told_with_a_batch_size_to_try(small_demo, tmp_p
     with pytest.raises(InputError, match="out of memory; resume on several devices, .* with --batch-size 4$"):
         with environment.memory_for(run._memory_advice()):
             run.step(*batch)
-    monkeypatch.setattr(run.net, "embed", fail)
+    monkeypatch.setattr(checkpoints, "inference", lambda *_: fail)
     with open(tmp_path / "log.jsonl", "w") as log, pytest.raises(InputError, match="memory; try --eval-batch-size 12"):
         run.evaluate(log)
     with pytest.raises(mx.base.MXNetError), environment.memory_for("advice"):
