@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from cgd.data import flags, images, loader
-from cgd.network import checkpoints, graphs
+from cgd.network import checkpoints, graphs, onednn
 from cgd.system import errors, files
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
@@ -41,25 +41,23 @@ def arguments():
     return options
 
 
-def quantize(symbol, values, batches):
+def quantize(symbol, values, batches, size):
     """The graph in int8, and its parameters.
 
     symbol : a float32 graph with the input "data" · values : {name: NDArray}, all its parameters
-    batches : NDArray (N, 3, H, W), normalised, whose feature maps give the ranges
+    batches : mx.io.DataIter of normalised images (N, 3, H, W), whose feature maps give the ranges
+    size : (W, H) of the images
 
     Raises InputError if MXNet cannot quantise the graph.
     """
-    symbol, values = graphs.fold_batch_norm(symbol, values)
-    symbol = graphs.with_fast_gem(symbol, values).get_backend_symbol(BACKEND)
+    symbol, values, _ = onednn.fastest(symbol, values, size)
+    symbol = symbol.get_backend_symbol(BACKEND)
     nodes = json.loads(symbol.tojson())["nodes"]
     dense = [node["name"] for node in nodes if "fully_connected" in node["op"]]
-    arguments = {name: values[name] for name in symbol.list_arguments() if name != "data"}
-    states = {name: values[name] for name in symbol.list_auxiliary_states()}
     try:
         symbol, arguments, states = mx.contrib.quantization.quantize_model(
             symbol,
-            arguments,
-            states,
+            *graphs.arguments_and_states(symbol, values),
             label_names=None,
             excluded_sym_names=dense,
             calib_mode="entropy",
@@ -100,12 +98,13 @@ def main():
     if checkpoint.description["dtype"] != "float32":
         raise InputError(f"{options.prefix}: is quantised already")
     x = training_images(checkpoint, options)
-    size = min(options.batch_size, len(x))
-    batches = mx.io.NDArrayIter(x, batch_size=size, last_batch_handle="discard")
-    symbol, values = quantize(checkpoint.symbol, dict(checkpoint.arg_params, **checkpoint.aux_params), batches)
+    count = min(options.batch_size, len(x))
+    batches = mx.io.NDArrayIter(x, batch_size=count, last_batch_handle="discard")
+    values = dict(checkpoint.arg_params, **checkpoint.aux_params)
+    symbol, values = quantize(checkpoint.symbol, values, batches, (x.shape[3], x.shape[2]))
     description = dict(checkpoint.description, dtype="int8", quantized_from=options.prefix, recall=None)
     checkpoints.write(options.output, symbol, values, description)
-    batches = [x[first : first + size] for first in range(0, len(x) - size + 1, size)]
+    batches = [x[first : first + count] for first in range(0, len(x) - count + 1, count)]
     alike = similarities(checkpoint, checkpoints.Checkpoint(options.output), batches)
     print(
         f"{len(alike)} training images; cosine similarity with the float32 descriptors: mean {alike.mean():.4f}, "

@@ -26,7 +26,9 @@ if not LONG:
 from cgd.data import birds  # noqa: E402
 from cgd.data.datasets import Record  # noqa: E402
 from cgd.data.loader import Loader  # noqa: E402
+from cgd.network import backbones, model  # noqa: E402
 from cgd.system import errors  # noqa: E402
+from cgd.system.environment import mx  # noqa: E402
 
 # A list file and its boxes.
 LIST = "image_id class_id path\n1 0 images/a.jpg\n2 0 images/b.jpg\n3 1 images/c with blank.jpg\n"
@@ -141,6 +143,37 @@ def command_here(monkeypatch, capfd, *words):
 def here(monkeypatch, capfd):
     """`command_here` as a function of the command's words."""
     return lambda *words: command_here(monkeypatch, capfd, *words)
+
+
+def lively_network(backbone, side, change=None, **options):
+    """A hybridized model.CGD of 12 dimensions whose embeddings differ by image, as those of a trained one do.
+
+    With batch norm as it is initialised, maps fade with depth, and what is left is the bias of the last layers.
+
+    change : a function of the network, called before it is initialised
+    """
+    mx.random.seed(1)
+    net = model.CGD(**dict({"config": "SMG", "dim": 12, "backbone": backbone}, **options))
+    net.infer_shape(mx.nd.zeros((1, 3, side, side)))
+    if change:
+        change(net)
+    net.initialize(mx.init.Xavier(magnitude=2))
+    random = np.random.RandomState(1)
+    bounds = {"gamma": (0.5, 3), "beta": (-1, 3)}  # so that ReLU6 is active at both ends
+    for name, parameter in net.collect_params().items():
+        if name.rsplit("_", 1)[-1] in bounds:
+            parameter.set_data(mx.nd.array(random.uniform(*bounds[name.rsplit("_", 1)[-1]], parameter.shape)))
+    norms = backbones.children(net, mx.gluon.nn.BatchNorm)
+    for momentum in (0.0, 0.9):  # first the running statistics become those of a batch
+        for norm in norms:
+            norm._kwargs["momentum"] = momentum
+        if not momentum:
+            with mx.autograd.record():
+                embeddings = net.embed(mx.nd.array(random.randn(8, 3, side, side)))
+            embeddings.backward()  # MXNet's batch norm updates them in the backward pass
+            mx.nd.waitall()
+    net.hybridize()
+    return net
 
 
 def one_batch(view, keys):

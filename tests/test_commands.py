@@ -76,6 +76,21 @@ def test_test_prints_what_train_measured(run, small_demo):
     assert re.search(r"images/s, search \d", result.stdout)
 
 
+def test_a_quantised_checkpoint_is_evaluated_like_any_other(run, small_demo, tmp_path, here):
+    result = here("-m", "cgd.quantize", run[0] / "last", "-o", tmp_path / "int8", "--data-dir", small_demo)
+    assert result.returncode == 0 and "24 training images; cosine similarity" in result.stdout, result.stderr
+    words = ["--pretrained-model", tmp_path / "int8", "--results", tmp_path / "r.json"]
+    result = here(*evaluation(run, small_demo, *words))
+    assert result.returncode == 0 and len(printed(result)) == 4
+    assert json.loads((tmp_path / "r.json").read_text())["dtype"] == "int8"
+    for words, told in (
+        ([tmp_path / "int8", "-o", tmp_path / "again"], "is quantised already"),
+        ([run[0] / "last", "-o", run[0] / "last"], "is the checkpoint itself"),
+    ):
+        result = here("-m", "cgd.quantize", *words, "--data-dir", small_demo)
+        assert result.returncode == 2 and told in result.stderr
+
+
 def test_embeddings_and_results_are_kept(run, small_demo, tmp_path, evaluate):
     result = evaluate(
         *[run, small_demo, "--save-embeddings", tmp_path / "e.npz", "--results", tmp_path / "r.json"],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cgd.network import model, onednn, weights
+from cgd.network import graphs, model, onednn, weights
 from cgd.network.parameters import read_arrays, write_arrays
 from cgd.system.environment import mx, versions
 from cgd.system.errors import InputError
@@ -119,8 +119,9 @@ def save(net, prefix, description):
 
 def write(prefix, symbol, values, description):
     """Writes a graph, its parameters {name: NDArray}, and its description with the library versions."""
-    params = {"arg:" + name: values[name] for name in symbol.list_arguments() if name != "data"}
-    params.update({"aux:" + name: values[name] for name in symbol.list_auxiliary_states()})
+    learned, states = graphs.arguments_and_states(symbol, values)
+    params = {"arg:" + name: value for name, value in learned.items()}
+    params.update({"aux:" + name: value for name, value in states.items()})
     description = dict(description, versions=versions())
     with replacing(prefix + "-symbol.json") as part:
         part.write_text(symbol.tojson())

@@ -29,8 +29,8 @@ class GeM(nn.HybridBlock):
     learning it, and `clamp_p` must then be called after each step. The feature map is first clipped to [1e-6, 1e12],
     because the gradient of the power is not finite at 0.
 
-    fast : for p = 3 only, computes (sum x^3)^(1/3) in one operator. It clips the result instead of the map; the
-        difference matters for means near 1e-6 only
+    fast : if p is 3 and fixed when the network first runs, computes (sum x^3)^(1/3) in one operator. It clips the
+        result instead of the map; the difference matters for means near 1e-6 only
     """
 
     def __init__(self, p=3.0, learn_p=False, **kwargs):
@@ -39,7 +39,6 @@ class GeM(nn.HybridBlock):
             self.p = self.params.get("p", shape=(1,), init=mx.init.Constant(p))
         self.p.lr_mult = 1.0 if learn_p else 0.0
         self.p.grad_req = "write" if learn_p else "null"
-        self.stays_3 = p == 3 and not learn_p
         self.fast = False
 
     def clamp_p(self):
@@ -48,10 +47,14 @@ class GeM(nn.HybridBlock):
             p[:] = p.clip(1, MAX_P)
 
     def hybrid_forward(self, F, x, p):
-        if self.fast:
+        if self.fast and self._is_3():
             return self.of_cubes(F, x, p)
         x = F.broadcast_power(F.clip(x, a_min=MIN_X, a_max=MAX_X), p)
         return F.broadcast_power(_global_pool(F, x, "avg"), 1.0 / p)
+
+    def _is_3(self):
+        known = self.p.grad_req == "null" and self.p._data is not None  # not while only shapes are inferred
+        return known and self.p.list_data()[0].asscalar() == 3
 
     @staticmethod
     def of_cubes(F, x, p):

@@ -12,17 +12,20 @@ from cgd.system.environment import mx
 def fold_batch_norm(symbol, values):
     """Folds each batch norm that follows a convolution into it. Returns the new graph and its parameters.
 
-    A convolution whose output other nodes use, too, keeps its batch norm. The new weights are computed in float64.
+    A convolution whose output or weights other nodes use, too, keeps its batch norm. The new weights are computed in
+    float64.
     """
     graph, values = json.loads(symbol.tojson()), dict(values)
     nodes = graph["nodes"]
     users = [0] * len(nodes)
-    for link in _links(nodes):
+    for link in [*_links(nodes), *graph["heads"]]:
         users[link[0]] += 1
     for at, node in enumerate(nodes):
-        source = node["inputs"][0][0] if node["op"] == "BatchNorm" else None
-        if source is not None and nodes[source]["op"] == "Convolution" and users[source] == 1:
-            _fold(nodes, source, at, values)
+        convolution = _input(nodes, node, "Convolution") if node["op"] == "BatchNorm" else None
+        if convolution:
+            source, weight = node["inputs"][0][0], convolution["inputs"][1][0]
+            if users[source] == users[weight] == 1:
+                _fold(nodes, source, at, values)
     symbol = _symbol(graph)
     names = set(symbol.list_inputs()) - {"data"}
     return symbol, {name: value for name, value in values.items() if name in names}
@@ -77,6 +80,12 @@ def after_pooling(symbol):
         if pooled or any(link[0] in after for link in node["inputs"]):
             after.add(at)
     return [nodes[at]["name"] for at in after]
+
+
+def arguments_and_states(symbol, values):
+    """The parameters of a graph, {name: NDArray}, as MXNet wants them: learned ones, and running statistics."""
+    learned = {name: values[name] for name in symbol.list_arguments() if name != "data"}
+    return learned, {name: values[name] for name in symbol.list_auxiliary_states()}
 
 
 def attribute(node, name, default=None):

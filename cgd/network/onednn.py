@@ -22,12 +22,12 @@ RELU6 = mx.gluon.model_zoo.vision.mobilenet.RELU6
 def for_training(net):
     """Changes a `model.CGD` in place, whose shapes must be known, before it is hybridized. Parameters keep their names.
 
-    ReLU6 is computed by oneDNN, and GeM with a fixed p = 3 without the power function.
+    ReLU6 is computed by oneDNN, and GeM with a fixed p of 3 without the power function.
     """
     for sequence in children(net.features, nn.HybridSequential):
         _replace_relu6(sequence)
     for gem in children(net.descriptors, GeM):
-        gem.fast = gem.stays_3
+        gem.fast = True
 
 
 def for_inference(symbol, values, ctx, size, dtype="float32"):
@@ -36,24 +36,30 @@ def for_inference(symbol, values, ctx, size, dtype="float32"):
     symbol : the graph, with the input "data" · values : {name: NDArray}, all its parameters · size : (W, H)
     dtype : "float32"; "bfloat16", on a CPU, for the convolutions; or "int8" for a graph of cgd.quantize
 
-    On a CPU batch norm, ReLU, ReLU6 and sums are fused into the convolutions, and GeM with p = 3 takes no powers. The
-    embedding of an image of noise decides: if a faster form differs, or MXNet cannot run it, another is taken.
+    On a CPU batch norm, ReLU, ReLU6 and sums are fused into the convolutions, and GeM with p = 3 takes no powers.
     """
-    plain = _block(symbol, values, ctx)
     if ctx.device_type != "cpu" or dtype == "int8":
-        return plain
-    folded, folded_values = graphs.fold_batch_norm(symbol, values)
-    faster = graphs.with_fast_gem(folded, folded_values)
+        return _block(symbol, values, ctx)
+    symbol, values, flags = fastest(symbol, values, size)
     if dtype == "bfloat16":
-        return _block(*_in_bfloat16(faster, folded_values), ctx, backend=BACKEND)
+        symbol, values = _in_bfloat16(symbol, values)
+    return _block(symbol, values, ctx, **flags)
+
+
+def fastest(symbol, values, size):
+    """The fastest form of a graph that MXNet can run on a CPU: the graph, its parameters, and flags of `hybridize`.
+
+    The embedding of an image of noise decides: a form whose embedding differs is not taken.
+    """
     noise = mx.nd.array(np.random.RandomState(0).randn(1, 3, size[1], size[0]))
-    expected = plain(noise).asnumpy()
-    for graph in (faster, folded):
-        fused = _block(graph, folded_values, ctx, backend=BACKEND)
+    expected = _block(symbol, values, mx.cpu())(noise).asnumpy()
+    folded, folded_values = graphs.fold_batch_norm(symbol, values)
+    for graph in (graphs.with_fast_gem(folded, folded_values), folded):
+        form = (graph, folded_values, {"backend": BACKEND})
         with suppress(mx.base.MXNetError):  # in SE-ResNet-50, the inputs of a convolution fused with a sum are mixed up
-            if np.abs(fused(noise).asnumpy() - expected).max() < TOLERANCE:
-                return fused
-    return plain
+            if np.abs(_block(*form[:2], mx.cpu(), **form[2])(noise).asnumpy() - expected).max() < TOLERANCE:
+                return form
+    return symbol, values, {}
 
 
 def _block(symbol, values, ctx, **flags):
@@ -71,12 +77,9 @@ def _in_bfloat16(symbol, values):
     """
     from mxnet.contrib import amp  # cgd.system.environment must have imported MXNet before
 
-    arguments = {name: values[name] for name in symbol.list_arguments() if name != "data"}
-    states = {name: values[name] for name in symbol.list_auxiliary_states()}
     symbol, arguments, states = amp.convert_model(
         symbol,
-        arguments,
-        states,
+        *graphs.arguments_and_states(symbol, values),
         target_dtype="bfloat16",
         excluded_sym_names=graphs.after_pooling(symbol),
         cast_optional_params=True,

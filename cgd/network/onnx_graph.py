@@ -101,10 +101,9 @@ class _Graph:
             return
         inputs = [self._output(*link[:2]) for link in node["inputs"]]
         try:
-            TRANSLATIONS[op](self, node, inputs)
-        except (KeyError, NotImplementedError) as error:
-            reason = f" ({error})" if isinstance(error, NotImplementedError) else ""
-            raise InputError(f"the node {name!r} of type {op} cannot be translated to ONNX{reason}")
+            TRANSLATIONS.get(op, _unknown)(self, node, inputs)
+        except NotImplementedError as error:
+            raise InputError(f"the node {name!r} of type {op} cannot be translated to ONNX: {error}")
 
     def _output(self, at, number):
         name = self.nodes[at]["name"]
@@ -211,6 +210,10 @@ def _swap_axes(graph, node, inputs):
     one, two = attribute(node, "dim1", 0), attribute(node, "dim2", 0)
     order[one], order[two] = order[two], order[one]
     graph.emit("Transpose", inputs, node["name"], perm=order)
+
+
+def _unknown(graph, node, inputs):
+    raise NotImplementedError("no translation of this type")
 
 
 def _plainly(op):

@@ -8,6 +8,7 @@ import ctypes
 import importlib
 import importlib.util
 import os
+import platform
 import random
 import re
 import subprocess
@@ -88,7 +89,7 @@ def _allow_amx():
     Linux gives the unit's registers only to programs that ask for them, and this oneDNN neither asks nor uses it unless
     it is told to. Returns whether the machine has it.
     """
-    asked = ctypes.CDLL(None).syscall(*ASK_FOR_AMX) == 0
+    asked = platform.machine() == "x86_64" and ctypes.CDLL(None).syscall(*ASK_FOR_AMX) == 0
     if asked:
         os.environ.setdefault("DNNL_MAX_CPU_ISA", "AVX512_CORE_AMX")
     return asked

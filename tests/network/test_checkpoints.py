@@ -22,8 +22,7 @@ def pictures(count=2):
 def small_network(classes=5):
     net = model.CGD("MG", 12, "resnet18_v1", classes=classes)
     net.initialize(mx.init.Xavier())
-    with mx.autograd.train_mode():  # so that batch norm's statistics are not those of a fresh network
-        net(pictures(4))
+    net(pictures(4))  # sets the shapes
     return net
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_a_containers_quota_counts(tmp_path, files, cores):
 
 def after_the_import(code, *words, **variables):
     """What this code prints in a new process that has imported MXNet, with these words and variables."""
-    ours = ("OMP_NUM_THREADS", "NVIDIA_TF32_OVERRIDE")
+    ours = ("OMP_NUM_THREADS", "NVIDIA_TF32_OVERRIDE", "DNNL_MAX_CPU_ISA")
     environ = {name: value for name, value in os.environ.items() if name not in ours}
     call = [sys.executable, "-c", "import os, cgd.system.environment as environment; " + code, *words]
     return subprocess.check_output(call, cwd=str(ROOT), env=dict(environ, **variables), text=True).split()
@@ -116,6 +117,17 @@ def test_threads_and_tf32_are_set_by_the_import():
     code = "print(os.environ['OMP_NUM_THREADS'], os.environ.get('NVIDIA_TF32_OVERRIDE'), environment.tf32_allowed())"
     assert after_the_import(code) == [str(machine.usable_cores()), "0", "False"]
     assert after_the_import(code, "--tf32", OMP_NUM_THREADS="7") == ["7", "None", "True"]
+
+
+def test_amx_is_allowed_where_the_kernel_grants_it_unless_the_user_says_otherwise(monkeypatch):
+    has_it = "amx_tile" in Path("/proc/cpuinfo").read_text()
+    code = "print(environment.has_amx, os.environ.get('DNNL_MAX_CPU_ISA'))"
+    has_amx, isa = after_the_import(code)
+    assert isa == ("AVX512_CORE_AMX" if has_amx == "True" else "None") and (has_it or has_amx == "False")
+    assert after_the_import(code, DNNL_MAX_CPU_ISA="AVX2")[1] == "AVX2"
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(environment, "ASK_FOR_AMX", (-1,))  # a call that the kernel does not know
+    assert not environment._allow_amx() and "DNNL_MAX_CPU_ISA" not in os.environ
 
 
 def test_all_usable_cores_are_used_unless_the_user_says_otherwise(monkeypatch):
