@@ -25,10 +25,10 @@ import sys
 
 import numpy as np
 
-from cgd.data import flags, loader
-from cgd.network.checkpoints import DTYPES, Checkpoint
-from cgd.retrieval import evaluation
-from cgd.system import environment, errors, files
+from cgd.data import flags
+from cgd.network import descriptions
+from cgd.network.options import DTYPES
+from cgd.system import errors, files
 from cgd.system.errors import InputError
 
 
@@ -87,16 +87,23 @@ def image_size(options, description):
 
 def main():
     options = arguments()
-    checkpoint = Checkpoint(options.pretrained_model)
-    description = checkpoint.description
+    description = descriptions.read(options.pretrained_model)
     name = options.dataset or description["dataset"]
     dataset = flags.load_dataset(options, name, cropped=description["cropped"], need_training=False)
     cropped = dataset.test[0].box is not None
     warn_of_another_crop(cropped, options, description)
     size = image_size(options, description)
+
+    # Not before: these import MXNet, which takes far longer than all the above.
+    from cgd.data import loader
+    from cgd.network.checkpoints import Checkpoint
+    from cgd.retrieval import evaluation
+    from cgd.system import environment
+
     preprocessing = evaluation.Preprocessing(size, description["mean"], description["std"])
     unreadable = loader.Unreadable(options.skip_unreadable)
     evaluate = evaluation.Evaluator(dataset, preprocessing, options.batch_size, options.num_workers, unreadable)
+    checkpoint = Checkpoint(options.pretrained_model)
     ctx = environment.context(options.gpu)
     if options.dtype == "bfloat16" and not environment.has_amx:
         print("warning: without AMX in the CPU, bfloat16 can be slower than float32", file=sys.stderr)
@@ -116,7 +123,7 @@ def main():
     if options.save_embeddings:
         save_embeddings(options.save_embeddings, result, dataset.classes)
     if options.results:
-        save_results(options, result, dataset, cropped, dtype)
+        save_results(options, result, dataset, cropped, dtype, environment.versions())
 
 
 def save_embeddings(file, result, classes):
@@ -138,7 +145,7 @@ def save_embeddings(file, result, classes):
         )
 
 
-def save_results(options, result, dataset, cropped, dtype):
+def save_results(options, result, dataset, cropped, dtype, versions):
     figures = {
         "pretrained_model": options.pretrained_model,
         "dataset": dataset.name,
@@ -149,7 +156,7 @@ def save_results(options, result, dataset, cropped, dtype):
         "recall": dict(zip(map(str, dataset.ranks), result.recalls)),
         "images_per_second": result.images_per_second,
         "search_seconds": result.search_seconds,
-        "versions": environment.versions(),
+        "versions": versions,
     }
     with files.replacing(options.results) as part:
         part.write_text(json.dumps(figures, indent=1) + "\n")

@@ -12,18 +12,12 @@ Needs the package onnx; onnxruntime for the comparison: pip install onnx onnxrun
 
 import argparse
 import importlib.util
-import json
 
-import numpy as np
-
-from cgd.network.checkpoints import Checkpoint
-from cgd.network.onnx_graph import INPUT, OUTPUT, translate
-from cgd.system import environment, errors, files
-from cgd.system.environment import mx
+from cgd.network import descriptions
+from cgd.system import errors, files
 from cgd.system.errors import InputError
 
 TOLERANCE = 1e-4  # of each value of the descriptors
-KEYS = ("config", "dim", "backbone", "architecture", "fusion", "dataset", "cropped", "image_width", "image_height")
 
 
 def arguments():
@@ -44,43 +38,20 @@ def arguments():
     return options
 
 
-def export(checkpoint, fold=False, dynamic_size=False, with_preprocessing=False):
-    """The onnx.ModelProto of a `Checkpoint`; see `onnx_graph.translate`."""
-    description = checkpoint.description
-    metadata = {key: json.dumps(description[key]) for key in (*KEYS, "mean", "std")}
-    metadata["commit"] = environment.git_commit() or "unknown"
-    return translate(
-        checkpoint.symbol,
-        dict(checkpoint.arg_params, **checkpoint.aux_params),
-        (description["image_width"], description["image_height"]),
-        metadata,
-        dynamic_size,
-        fold,
-        (description["mean"], description["std"]) if with_preprocessing else None,
-    )
-
-
-def difference(checkpoint, file, with_preprocessing=False):
-    """The largest difference between onnxruntime's and MXNet's descriptors of two images of noise."""
-    from cgd.data import images
-
-    description = checkpoint.description
-    shape = (2, description["image_height"], description["image_width"], 3)
-    pictures = np.random.RandomState(0).randint(0, 256, shape).astype(np.uint8)
-    x = images.normalise(mx.nd.array(pictures, dtype="uint8"), description["mean"], description["std"])
-    session = environment.optional_package("onnxruntime").InferenceSession(file, providers=["CPUExecutionProvider"])
-    theirs = session.run([OUTPUT], {INPUT: pictures if with_preprocessing else x.asnumpy()})[0]
-    return float(np.abs(theirs - checkpoint.graph(mx.cpu())(x).asnumpy()).max())
-
-
 def main():
     options = arguments()
+    descriptions.read(options.prefix)  # so that a wrong name is reported at once
+
+    # Not before: these import MXNet, which takes far longer than all the above.
+    from cgd.network import onnx_graph
+    from cgd.network.checkpoints import Checkpoint
+
     checkpoint = Checkpoint(options.prefix)
-    model = export(checkpoint, options.fold, options.dynamic_size, options.with_preprocessing)
+    model = onnx_graph.export(checkpoint, options.fold, options.dynamic_size, options.with_preprocessing)
     with files.replacing(options.file) as part:
         part.write_bytes(model.SerializeToString())
         if importlib.util.find_spec("onnxruntime"):
-            worst = difference(checkpoint, str(part), options.with_preprocessing)
+            worst = onnx_graph.difference(checkpoint, str(part), options.with_preprocessing)
             if not worst < TOLERANCE:
                 raise InputError(f"{options.file}: not written; its descriptors differ from MXNet's by {worst:.1e}")
             print(f"onnxruntime's descriptors differ from MXNet's by {worst:.1e} at most")

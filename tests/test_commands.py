@@ -416,6 +416,60 @@ BAD_TRAININGS = [
 ]
 
 
+# Runs commands, as `here`, in a process that cannot import MXNet; prints for each [exit code, last line, its output].
+WITHOUT_MXNET = """
+import contextlib, io, json, runpy, sys
+from cgd.system import errors
+
+sys.modules["mxnet"] = None
+endings = []
+errors.leave = lambda code, text="": endings.append([code, text])
+for words in json.loads(sys.argv[1]):
+    sys.argv = words
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        runpy.run_path(words[0], run_name="__main__")
+    endings[-1].append(output.getvalue())
+print(json.dumps(endings))
+"""
+
+# Each command of the project, with the arguments that it requires.
+COMMANDS = {
+    "train.py": [],
+    "test.py": ["--pretrained-model", "nowhere/net"],
+    "cgd/quantize.py": ["nowhere/net", "-o", "OUTPUT"],
+    "cgd/export.py": ["nowhere/net", "OUTPUT.onnx"],
+    "cgd/retrieval/sheet.py": ["nowhere.npz", "OUTPUT.png"],
+    "cgd/training/curves.py": ["nowhere"],
+    "cgd/tables/__main__.py": [],
+    "cgd/demo.py": [],
+}
+NO_CHECKPOINT = "nowhere/net-symbol.json: no such file"
+WRONG_VALUES = [
+    *[(name, COMMANDS[name], NO_CHECKPOINT) for name in ("test.py", "cgd/quantize.py", "cgd/export.py")],
+    ("train.py", ["--pretrained-model", "nowhere/net"], NO_CHECKPOINT),
+    ("train.py", ["--iterations", "many"], "--iterations many"),
+    ("train.py", ["--config", "MX"], "'MX'"),
+    ("train.py", ["--batch-size", "7"], "--batch-size 7"),
+    ("train.py", ["--kvstore", "dist"], "'dist'"),
+    ("train.py", ["--resume", "nowhere"], "--resume nowhere"),
+]
+
+
+def test_help_and_wrong_flags_do_not_need_mxnet(tmp_path):
+    """Importing it takes far longer than all the rest."""
+    wrong = [(name, [*words, "--what"], "--what") for name, words in COMMANDS.items() if name != "cgd/demo.py"]
+    wrong += WRONG_VALUES  # demo.py passes what it does not know to train.py
+    calls = [[name, "--help"] for name in COMMANDS]
+    calls += [[name, *(word.replace("OUTPUT", str(tmp_path / "new")) for word in words)] for name, words, _ in wrong]
+    result = command("-c", WITHOUT_MXNET, json.dumps(calls))
+    assert result.returncode == 0, result.stderr
+    endings = json.loads(result.stdout)
+    for name, (code, line, output) in zip(COMMANDS, endings):
+        assert (code, line) == (0, "") and output.startswith("usage: "), (name, line)
+    for (name, words, told), (code, line, _) in zip(wrong, endings[len(COMMANDS) :]):
+        assert code == 2 and line.startswith("error: ") and told in line, (name, words, line)
+
+
 @pytest.mark.parametrize("words, told", BAD_TRAININGS, ids=lambda value: str(value)[:30])
 def test_bad_input_to_train_is_one_line_and_code_2(small_demo, tmp_path, words, told, here):
     scratch = [] if "--backbone-params" in words else ["--from-scratch"]

@@ -9,35 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cgd.network import graphs, model, onednn, weights
+from cgd.network import descriptions, graphs, model, onednn, weights
 from cgd.network.parameters import read_arrays, write_arrays
 from cgd.system.environment import mx, versions
 from cgd.system.errors import InputError
 from cgd.system.files import replacing
-
-# The options of the released checkpoint, from the authors' evaluation code; defaults for missing keys of a description.
-RELEASED = {
-    "config": "MG",
-    "dim": 1536,
-    "backbone": "resnet50_v1",
-    "architecture": "CGD",
-    "fusion": "concat",
-    "gem_p": 3.0,
-    "learn_p": False,
-    "dense_bias": True,
-    "last_stride": 1,
-    "image_width": 224,
-    "image_height": 224,
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
-    "cropped": True,
-    "dataset": "cub200",
-    "dtype": "float32",
-}
-DTYPES = ("float32", "bfloat16")  # of inference; checkpoints are in float32, or in int8 (cgd/quantize.py)
-
-
-MAX_IMAGE_SIDE = 4096  # of the network's input, in pixels
 
 
 class Checkpoint:
@@ -45,15 +21,15 @@ class Checkpoint:
 
     symbol : the graph, with one input, "data"
     arg_params, aux_params : {name: NDArray}, exactly the parameters of the graph
-    description : dict, RELEASED updated with PREFIX.json if it exists
+    description : dict, that of cgd/network/descriptions.py
     """
 
     def __init__(self, prefix):
         """Raises InputError if files are missing, unreadable or inconsistent."""
         self.prefix = str(prefix)
+        self.description = descriptions.read(self.prefix)
         self.symbol = _read_symbol(self.prefix + "-symbol.json")
         self.arg_params, self.aux_params = _read_params(self.prefix + "-0000.params")
-        self.description = dict(RELEASED, **_read_description(self.prefix + ".json"))
         self._check()
 
     def _check(self):
@@ -155,7 +131,6 @@ def _graph_of(net):
 
 
 def _read_symbol(file):
-    _must_exist(file)
     try:
         _check_graph(json.loads(Path(file).read_text(encoding="utf-8")))
         return mx.sym.load(file)
@@ -189,7 +164,6 @@ def _outputs(node):
 
 
 def _read_params(file):
-    _must_exist(file)
     try:
         return _split_params(read_arrays(file))
     except ValueError as error:
@@ -202,58 +176,3 @@ def _split_params(params):
         raise ValueError("expected names that start with arg: or aux:")
     by_kind = [{name[4:]: value for name, value in params.items() if name[:4] == kind} for kind in ("arg:", "aux:")]
     return by_kind[0], by_kind[1]
-
-
-def _read_description(file):
-    if not Path(file).exists():
-        return {}
-    try:
-        description = json.loads(Path(file).read_text())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: not JSON ({error})")
-    if not isinstance(description, dict):
-        raise InputError(f"{file}: expected a JSON object")
-    _rename(description)
-    for key, example in RELEASED.items():
-        value = description.get(key, example)
-        if isinstance(example, float):
-            fits = _is_number(value) and value > 0
-        else:
-            fits = type(value) is type(example) and value != ""
-        if not fits or (key.startswith("image_") and not 1 <= value <= MAX_IMAGE_SIDE):
-            raise InputError(f"{file}: {key} is {value!r}; expected a value like {example!r}")
-        if isinstance(example, list) and not (len(value) == 3 and all(map(_is_number, value))):
-            raise InputError(f"{file}: {key} is {value!r}; expected three numbers")
-        if key == "dtype" and value not in ("float32", "int8"):
-            raise InputError(f"{file}: dtype is {value!r}; expected 'float32' or 'int8'")
-        if key == "std" and min(value) <= 0:
-            raise InputError(f"{file}: std is {value!r}; expected three numbers above 0")
-    if "gem_p" in description:
-        description["gem_p"] = float(description["gem_p"])  # 3 and 3.0 must give the same graph
-    return description
-
-
-def _rename(description):
-    """Renames the keys of checkpoints that were saved before some options were renamed."""
-    for old, new in (("combination", "architecture"), ("combine", "fusion")):
-        if old in description:
-            description[new] = description.pop(old)
-    if "keep_stride" in description:
-        description["last_stride"] = 2 if description.pop("keep_stride") else 1
-
-
-def _is_number(value):
-    """Whether it is an int or a float that is finite in float32."""
-    return type(value) in (int, float) and abs(value) < 1e38  # false for NaN too
-
-
-def _must_exist(file):
-    if Path(file).is_file():
-        return
-    prefix = file[: -len("-symbol.json")] if file.endswith("-symbol.json") else file[: -len("-0000.params")]
-    hint = "a checkpoint is given by its prefix, the path without -symbol.json"
-    if Path(prefix + ".tar.gz").exists():
-        hint = f"unpack {prefix}.tar.gz first: tar zxf {prefix}.tar.gz -C {Path(prefix).parent}"
-    elif Path(prefix).is_dir():
-        hint = f"that is a folder; name a checkpoint in it, such as {prefix}/last"
-    raise InputError(f"{file}: no such file; {hint}")

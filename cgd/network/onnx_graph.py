@@ -10,12 +10,42 @@ import numpy as np
 
 from cgd.network import graphs
 from cgd.network.graphs import attribute
-from cgd.system.environment import optional_package
+from cgd.system.environment import git_commit, mx, optional_package
 from cgd.system.errors import InputError
 
 OPSET, IR_VERSION = 13, 8
 INPUT, OUTPUT = "image", "descriptor"
+# Keys of the checkpoint's description that become the model's metadata.
+KEYS = "config dim backbone architecture fusion dataset cropped image_width image_height mean std".split()
 EPSILON = 1e-10  # of MXNet's L2Normalization
+
+
+def export(checkpoint, fold=False, dynamic_size=False, with_preprocessing=False):
+    """The onnx.ModelProto of a `Checkpoint`; see `translate`."""
+    description = checkpoint.description
+    metadata = {key: json.dumps(description[key]) for key in KEYS}
+    metadata["commit"] = git_commit() or "unknown"
+    return translate(
+        checkpoint.symbol,
+        dict(checkpoint.arg_params, **checkpoint.aux_params),
+        (description["image_width"], description["image_height"]),
+        metadata,
+        dynamic_size,
+        fold,
+        (description["mean"], description["std"]) if with_preprocessing else None,
+    )
+
+
+def difference(checkpoint, file, with_preprocessing=False):
+    """The largest difference between onnxruntime's and MXNet's descriptors of two images of noise."""
+    description = checkpoint.description
+    shape = (2, description["image_height"], description["image_width"], 3)
+    pictures = np.random.RandomState(0).randint(0, 256, shape).astype(np.uint8)
+    x = (pictures / 255 - description["mean"]) / description["std"]
+    x = x.transpose(0, 3, 1, 2).astype(np.float32)
+    session = optional_package("onnxruntime").InferenceSession(file, providers=["CPUExecutionProvider"])
+    theirs = session.run([OUTPUT], {INPUT: pictures if with_preprocessing else x})[0]
+    return float(np.abs(theirs - checkpoint.graph(mx.cpu())(mx.nd.array(x)).asnumpy()).max())
 
 
 def translate(symbol, values, size, metadata, dynamic_size=False, fold=False, preprocessing=None):

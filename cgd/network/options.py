@@ -3,6 +3,7 @@
 from cgd.system.errors import InputError
 
 LETTERS, ARCHITECTURES, FUSIONS = "SMG", ("CGD", "A", "B"), ("concat", "sum")
+DTYPES = ("float32", "bfloat16")  # of inference; checkpoints are in float32, or in int8 (cgd/quantize.py)
 
 # Everything needed to rebuild a network: arguments of CGD, fields of a recipe, keys of a checkpoint's description.
 OPTIONS = (

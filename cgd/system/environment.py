@@ -1,7 +1,8 @@
 """Imports MXNet on current Python versions; its devices, threads and seeds.
 
 Every module imports MXNet from here (`from cgd.system.environment import mx`), because this file does all that must
-happen before that import. One flag, --tf32, takes effect before the arguments are parsed: see `_forbid_tf32`.
+happen before that import. It takes more than a second: commands parse their arguments first, and import modules that
+need MXNet in `main`. One flag, --tf32, takes effect with the import: see `_forbid_tf32`.
 """
 
 import ctypes
@@ -68,9 +69,9 @@ def _use_all_cores():
 def _forbid_tf32():
     """Disables TF32 on Ampere and Ada GPUs, where cuDNN 8 by default rounds inputs of convolutions to TF32 (10 bits).
 
-    NVIDIA_TF32_OVERRIDE=0 disables it in all NVIDIA libraries. They read it when they are loaded, before the arguments
-    are parsed, so --tf32, a flag of train.py, is looked up in sys.argv; errors.Parser does not accept abbreviations of
-    it. A value that the user has set is kept, except that --tf32 removes a 0.
+    NVIDIA_TF32_OVERRIDE=0 disables it in all NVIDIA libraries. They read it when they are loaded, that is with
+    MXNet, so --tf32, a flag of train.py, is looked up in sys.argv; errors.Parser does not accept abbreviations of it. A
+    value that the user has set is kept, except that --tf32 removes a 0.
     """
     if TF32_FLAG not in sys.argv:
         os.environ.setdefault(TF32_VARIABLE, "0")
@@ -153,7 +154,7 @@ def _without_role():
 has_amx = _allow_amx()
 try:
     mx = _import_mxnet()
-except InputError as error:  # imports happen outside errors.run, which would report it
+except InputError as error:  # not all imports happen within errors.run, which would report it
     sys.exit(report(error))
 
 

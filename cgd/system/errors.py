@@ -22,7 +22,7 @@ class InputError(Exception):
 class Parser(argparse.ArgumentParser):
     """As argparse's own, but what is wrong with the command line is an InputError, one line, and no flag is shortened.
 
-    cgd/system/environment.py looks for --tf32 before anything is parsed, and would not see --tf3.
+    cgd/system/environment.py looks for --tf32 in the words of the command, and would not see --tf3.
     """
 
     def __init__(self, **options):

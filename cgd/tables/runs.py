@@ -108,7 +108,7 @@ class Job(NamedTuple):
         own = () if workers is None else ("--num-workers", workers)
         again = [
             flag for flag in self.flags if flag == "--tf32"
-        ]  # must be given again: it takes effect before train.py reads the run's command
+        ]  # must be given again: it takes effect before the run's own flags are known
         return [os.path.relpath(str(TRAIN)), *map(str, ("--resume", self.folder, "--gpu", gpu, *own, *again))]
 
     def _given_workers(self):

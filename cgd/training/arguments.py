@@ -1,4 +1,4 @@
-"""The command line of train.py. Without MXNet, so that cgd.tables can check flags quickly."""
+"""The command line of train.py. Does not import MXNet, so that wrong flags are reported at once."""
 
 import argparse
 
@@ -6,6 +6,7 @@ from cgd.data import flags
 from cgd.system import errors
 from cgd.training import recipes
 
+KVSTORES = ("dist_sync", "dist_async")
 KVSTORE = "dist_sync or dist_async: train on several machines; DMLC_* set each process's role (docs/distributed.md)"
 TF32 = "allow TF32 on Ampere and Ada: faster, with 10 bits of mantissa instead of 23 (default: full float32)"
 SAVE_EVERY = "iterations between saves of the state; 0: at evaluations and the end only (default: every 10 minutes)"
@@ -47,7 +48,7 @@ def parse(words, description=None):
     add("--gpu", "--gpus", type=gpus, default=[0], metavar="N,...", help=help_)
     add("--tf32", action="store_true", help=TF32)
     add("--eval-batch-size", type=flags.whole(1), default=32, metavar="N", help=EVAL_BATCH_SIZE)
-    add("--kvstore", metavar="KIND", help=KVSTORE)
+    add("--kvstore", choices=KVSTORES, metavar="KIND", help=KVSTORE)
     add = parser.add_argument_group("run").add_argument
     add("--seed", type=int, default=0, help="seed of initialisation, batches and augmentation (default: 0)")
     add("--output-dir", metavar="FOLDER", help="folder of the run (default: the next free runs/DATASET-CONFIG-N)")

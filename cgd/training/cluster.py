@@ -24,7 +24,6 @@ VARIABLES = {
     "DMLC_NUM_SERVER": "the number of servers",
     "DMLC_NUM_WORKER": "the number of workers",
 }
-KINDS = ("dist_sync", "dist_async")
 
 # Node ids of the parameter server: the scheduler, all servers and workers, and a single one by its rank.
 SCHEDULER, OTHERS = 1, 6
@@ -43,8 +42,6 @@ def check(kind):
         if DMLC_ROLE:
             raise InputError(f"DMLC_ROLE is {DMLC_ROLE}: --kvstore dist_sync joins the others; or unset it")
         return
-    if kind not in KINDS:
-        raise InputError("--kvstore {}: expected one of {}".format(kind, ", ".join(KINDS)))
     for name, meaning in VARIABLES.items():
         value = DMLC_ROLE if name == "DMLC_ROLE" else os.environ.get(name)
         if not value:

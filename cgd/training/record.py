@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from cgd.data import datasets
-from cgd.system import environment
 from cgd.system.errors import InputError
 from cgd.system.files import replacing
 from cgd.training import recipes
@@ -95,6 +94,8 @@ def check(record, now):
 
 def new(options, dataset, store):
     """The record of a new run: command, data, machines and versions."""
+    from cgd.system import environment  # it imports MXNet, which `read` and `resume` do not need
+
     return {
         "command": sys.argv,
         "data": datasets.counts(dataset),

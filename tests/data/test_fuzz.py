@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from cgd.data import annotations, datasets
-from cgd.network import checkpoints
+from cgd.network import checkpoints, descriptions
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
 from conftest import BOXES, LIST, LONG, annotations_file
@@ -238,4 +238,4 @@ def test_checkpoints(small_checkpoint, ending, edits):
         return
     shapes = {name: value.shape for name, value in checkpoint.arg_params.items()}
     assert shapes["conv_bias"] == (2,) and len(checkpoint.aux_params) == 2
-    assert set(checkpoint.description) >= set(checkpoints.RELEASED)
+    assert set(checkpoint.description) >= set(descriptions.RELEASED)

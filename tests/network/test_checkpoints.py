@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from cgd.network import checkpoints, model
+from cgd.network import checkpoints, descriptions, model
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
 
@@ -100,7 +100,7 @@ def test_the_description_says_what_an_evaluation_needs(saved):
 def test_a_checkpoint_without_description_has_the_released_models(saved):
     os.remove(saved[1] + ".json")
     description = checkpoints.Checkpoint(saved[1]).description
-    assert description == checkpoints.RELEASED
+    assert description == descriptions.RELEASED
     assert (description["config"], description["image_width"], description["cropped"]) == ("MG", 224, True)
 
 

@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cgd import quantize
-from cgd.network import checkpoints, graphs, model, onednn, weights
+from cgd.network import checkpoints, graphs, int8, model, onednn, weights
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
 from conftest import LONG, lively_network
@@ -172,7 +171,7 @@ def test_int8_is_close_and_is_a_checkpoint_like_any_other(backbone, tmp_path):
     net = network(backbone, "MG", classes=5)
     symbol, values = checkpoints._graph_of(net)
     batches = mx.io.NDArrayIter(pictures(8), batch_size=4)
-    symbol, values = quantize.quantize(symbol, values, batches, (SIDE, SIDE))
+    symbol, values = int8.quantize(symbol, values, batches, (SIDE, SIDE))
     prefix = str(tmp_path / "int8")
     checkpoints.write(prefix, symbol, values, {"dtype": "int8", "image_width": SIDE, "image_height": SIDE})
     nodes = json.loads(symbol.tojson())["nodes"]

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from cgd import export
 from cgd.data import images
 from cgd.network import checkpoints, onnx_graph
 from cgd.system.environment import mx
@@ -29,7 +28,7 @@ def outputs(checkpoint, flags, side=SIDE):
     pictures = np.random.RandomState(0).randint(0, 256, (3, side, side, 3)).astype(np.uint8)
     description = checkpoint.description
     x = images.normalise(mx.nd.array(pictures, dtype="uint8"), description["mean"], description["std"])
-    file = export.export(checkpoint, **flags).SerializeToString()
+    file = onnx_graph.export(checkpoint, **flags).SerializeToString()
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     given = pictures if flags.get("with_preprocessing") else x.asnumpy()
     executor = checkpoint.symbol.bind(
@@ -60,7 +59,7 @@ def test_every_kind_of_combination(tmp_path, options):
 
 
 def test_the_model_says_how_images_are_prepared(tmp_path):
-    made = export.export(saved(tmp_path, "resnet18_v1"))
+    made = onnx_graph.export(saved(tmp_path, "resnet18_v1"))
     said = {item.key: item.value for item in made.metadata_props}
     assert (said["image_width"], said["mean"], said["config"]) == (str(SIDE), "[0.485, 0.456, 0.406]", '"SMG"')
     assert [item.name for item in made.graph.input] == ["image"]
@@ -72,4 +71,4 @@ def test_a_node_that_cannot_be_translated_is_named(tmp_path):
     with pytest.raises(InputError, match="'strange' of type erf"):
         onnx_graph.translate(symbol, {}, (8, 8), {})
     with pytest.raises(InputError, match="height and width"):
-        export.export(saved(tmp_path, "shufflenet_v2"), dynamic_size=True)
+        onnx_graph.export(saved(tmp_path, "shufflenet_v2"), dynamic_size=True)

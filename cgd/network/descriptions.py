@@ -1,0 +1,91 @@
+"""The description of a checkpoint, PREFIX.json: its network and how its images are prepared. Does not import MXNet."""
+
+import json
+from pathlib import Path
+
+from cgd.system.errors import InputError
+
+# The options of the released checkpoint, from the authors' evaluation code; defaults for missing keys of a description.
+RELEASED = {
+    "config": "MG",
+    "dim": 1536,
+    "backbone": "resnet50_v1",
+    "architecture": "CGD",
+    "fusion": "concat",
+    "gem_p": 3.0,
+    "learn_p": False,
+    "dense_bias": True,
+    "last_stride": 1,
+    "image_width": 224,
+    "image_height": 224,
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "cropped": True,
+    "dataset": "cub200",
+    "dtype": "float32",
+}
+MAX_IMAGE_SIDE = 4096  # of the network's input, in pixels
+
+
+def read(prefix):
+    """The description: dict, RELEASED updated with PREFIX.json if it exists.
+
+    Raises InputError if PREFIX.json is invalid, or if another file of the checkpoint is missing.
+    """
+    for ending in ("-symbol.json", "-0000.params"):
+        _must_exist(prefix, ending)
+    return dict(RELEASED, **_read(f"{prefix}.json"))
+
+
+def _read(file):
+    if not Path(file).exists():
+        return {}
+    try:
+        description = json.loads(Path(file).read_text())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not JSON ({error})")
+    if not isinstance(description, dict):
+        raise InputError(f"{file}: expected a JSON object")
+    _rename(description)
+    for key, example in RELEASED.items():
+        value = description.get(key, example)
+        if isinstance(example, float):
+            fits = _is_number(value) and value > 0
+        else:
+            fits = type(value) is type(example) and value != ""
+        if not fits or (key.startswith("image_") and not 1 <= value <= MAX_IMAGE_SIDE):
+            raise InputError(f"{file}: {key} is {value!r}; expected a value like {example!r}")
+        if isinstance(example, list) and not (len(value) == 3 and all(map(_is_number, value))):
+            raise InputError(f"{file}: {key} is {value!r}; expected three numbers")
+        if key == "dtype" and value not in ("float32", "int8"):
+            raise InputError(f"{file}: dtype is {value!r}; expected 'float32' or 'int8'")
+        if key == "std" and min(value) <= 0:
+            raise InputError(f"{file}: std is {value!r}; expected three numbers above 0")
+    if "gem_p" in description:
+        description["gem_p"] = float(description["gem_p"])  # 3 and 3.0 must give the same graph
+    return description
+
+
+def _rename(description):
+    """Renames the keys of checkpoints that were saved before some options were renamed."""
+    for old, new in (("combination", "architecture"), ("combine", "fusion")):
+        if old in description:
+            description[new] = description.pop(old)
+    if "keep_stride" in description:
+        description["last_stride"] = 2 if description.pop("keep_stride") else 1
+
+
+def _is_number(value):
+    """Whether it is an int or a float that is finite in float32."""
+    return type(value) in (int, float) and abs(value) < 1e38  # false for NaN too
+
+
+def _must_exist(prefix, ending):
+    if Path(f"{prefix}{ending}").is_file():
+        return
+    hint = "a checkpoint is given by its prefix, the path without -symbol.json"
+    if Path(f"{prefix}.tar.gz").exists():
+        hint = f"unpack {prefix}.tar.gz first: tar zxf {prefix}.tar.gz -C {Path(prefix).parent}"
+    elif Path(prefix).is_dir():
+        hint = f"that is a folder; name a checkpoint in it, such as {prefix}/last"
+    raise InputError(f"{prefix}{ending}: no such file; {hint}")

@@ -1,0 +1,81 @@
+"""A training run, from its options and its recipe to its report."""
+
+from pathlib import Path
+
+from cgd.data import datasets, flags, loader
+from cgd.network import weights
+from cgd.network.checkpoints import Checkpoint
+from cgd.system import environment
+from cgd.system.errors import InputError
+from cgd.training import cluster, curves, record, state, trainer
+
+
+def run(options, recipe, resumed):
+    """The run, or this process's part of one on several machines.
+
+    resumed : the record of the run to resume, or None for a new one
+    """
+    cluster.check(options.kvstore)
+    if options.kvstore and cluster.DMLC_ROLE != "worker":
+        return cluster.serve()
+    with cluster.membership(options.kvstore) as store:
+        train(options, recipe, resumed, store)
+
+
+def train(options, recipe, resumed, store):
+    """A run, on one machine or as one worker of the store."""
+    dataset = flags.load_dataset(options, options.dataset)
+    datasets.check_trainable(dataset)
+    now = record.new(options, dataset, store)
+    if resumed:
+        record.check(resumed, now)
+    unreadable = loader.Unreadable(options.skip_unreadable)
+    loaders = trainer.loaders(dataset, recipe, options.num_workers, options.eval_batch_size, unreadable)
+    devices = [environment.context(number) for number in options.gpu]
+    environment.seed_everything(options.seed)
+    net = trainer.build(recipe, dataset, devices)
+    folder = run_folder(options, recipe)
+    if not (resumed and (folder / "state.npz").exists()):  # state.npz has all weights
+        load_weights(net, options, recipe)
+    training = trainer.Trainer(net, dataset, recipe, folder, devices, loaders, options.seed, store)
+    if resumed:
+        state.restore(training)
+    if training.leads:
+        record.write(folder, resumed or now, recipe)
+        print("run: {}{}".format(folder, f", from iteration {training.iteration}" if resumed else ""))
+    if store:
+        store._barrier()  # all have read the state before the first one writes it
+
+    scores = training.run(options.save_every)
+    if training.leads:
+        report(scores, folder, recipe, dataset)
+
+
+def load_weights(net, options, recipe):
+    """Loads the initial weights: a checkpoint's, ImageNet's for the backbone, or random ones."""
+    if options.pretrained_model:
+        Checkpoint(options.pretrained_model).load_into(net)
+    elif not options.from_scratch:
+        weights.load_backbone(net.features, options.backbone_params or weights.zoo_file(recipe.backbone))
+
+
+def run_folder(options, recipe):
+    """The folder of the run. Raises InputError if --output-dir holds a run already."""
+    if options.resume:
+        return Path(options.resume)
+    if not options.output_dir:
+        names = (Path(f"runs/{options.dataset}-{recipe.config}-{n}") for n in range(1, 10**6))
+        return next(name for name in names if not name.exists())
+    folder = Path(options.output_dir)
+    if (folder / "log.jsonl").exists():
+        raise InputError(f"--output-dir {folder}: holds a run; choose another folder, or --resume {folder}")
+    return folder
+
+
+def report(scores, folder, recipe, dataset):
+    last, best, iteration = scores
+    for name, recalls, number in (("last", last, recipe.iterations), ("best", best, iteration)):
+        text = "  ".join(f"R@{k} {recall:.4f}" for k, recall in zip(dataset.ranks, recalls))
+        print(f"{name}: {text}  (iteration {number}, {folder}/{name})")
+    print("`best` was selected on the test split and is optimistic; compare `last` with other results.")
+    curves.tell(folder)
