@@ -40,7 +40,9 @@ def _fold(nodes, source, at, values):
     factor = gamma / np.sqrt(variance + attribute(norm, "eps", 1e-3))
     weight, *bias = convolution["inputs"][1:]
     old = _value(nodes, bias[0], values) if bias else 0
-    values[nodes[weight[0]]["name"]] = mx.nd.array(_value(nodes, weight, values) * factor[:, None, None, None])
+    kernels = values[nodes[weight[0]]["name"]].asnumpy()
+    kernels *= factor[:, None, None, None]  # each product in float64
+    values[nodes[weight[0]]["name"]] = mx.nd.array(kernels)
     name = norm["name"] + "_folded_bias"
     values[name] = mx.nd.array(beta + (old - mean) * factor)
     # The convolution takes the place of the batch norm, and its bias that of the convolution: all links stay valid.

@@ -65,6 +65,7 @@ def fastest(symbol, values, size):
 def _block(symbol, values, ctx, **flags):
     block = mx.gluon.SymbolBlock(symbol, mx.sym.var("data", dtype="float32"))
     for name, parameter in block.collect_params().items():
+        parameter.grad_req = "null"  # otherwise gradients take as much memory as the weights
         parameter._load_init(values[name], ctx, cast_dtype=True, dtype_source="saved")
     block.hybridize(static_alloc=True, static_shape=True, **flags)
     return block

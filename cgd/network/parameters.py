@@ -7,6 +7,7 @@ on a machine with one GPU. Files are therefore written, and read, as if all arra
 
 import errno
 import struct
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 from cgd.system.environment import mx
@@ -25,9 +26,9 @@ def read_arrays(file):
     Raises InputError if the file is missing or invalid.
     """
     try:
-        data = Path(file).read_bytes()
-        not_cpu = [at for at in _device_offsets(data) if data[at : at + len(CPU)] != CPU]
-        arrays = mx.nd.load_frombuffer(_on_cpu(data, not_cpu)) if not_cpu else mx.nd.load(str(file))
+        with open(file, "rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as data:
+            not_cpu = [at for at in _device_offsets(data) if data[at : at + len(CPU)] != CPU]
+            arrays = mx.nd.load_frombuffer(_on_cpu(data, not_cpu)) if not_cpu else mx.nd.load(str(file))
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}")
     except (mx.base.MXNetError, ValueError) as error:

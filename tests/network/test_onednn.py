@@ -95,6 +95,7 @@ def test_inference_is_the_same(backbone):
     fast, expected = checkpoints.inference(net, mx.cpu(), (SIDE, SIDE)), net(pictures()).asnumpy()
     assert expected.std(axis=0).mean() > 1e-3  # they differ from one another
     np.testing.assert_allclose(fast(pictures()).asnumpy(), expected, atol=2e-6)
+    assert {parameter.grad_req for parameter in fast.collect_params().values()} == {"null"}
 
 
 @pytest.mark.parametrize("p, powers", [(3.0, 1), (2.5, 2)])
