@@ -1,4 +1,5 @@
 # make demo: trains and evaluates a network on pictures that it draws itself · make test: lint and tests
+# make bench: tables of speed, see docs/performance.md
 # make test-long: the same tests with 12,930 mangled files, more kills, and all cores for each process; for the night
 # Each does its own set-up, in .venv. A Python of your choice: make PYTHON=python3.10 demo
 
@@ -6,7 +7,7 @@
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10 python3.9 python3.8 python3.13 python3; do \
 	$$p -m cgd.system.machine >/dev/null 2>&1 && break; done; echo $$p)
 
-.PHONY: demo test test-long lint
+.PHONY: demo test test-long lint bench
 demo: .venv/ready
 	.venv/bin/python -m cgd.demo
 
@@ -28,3 +29,11 @@ lint: .venv/ready-for-tests
 
 .venv/ready-for-tests: .venv/ready requirements-test.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt && touch $@
+
+# Speed beside PyTorch, onnxruntime, OpenVINO and faiss, in an environment of its own.
+bench: .venv-bench/ready
+	.venv-bench/bin/python benchmarks/compare.py
+
+.venv-bench/ready: requirements-bench.txt requirements-cpu.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt && touch $@

@@ -14,9 +14,11 @@ from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
-from pipeline import draw
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from networks import draw  # noqa: E402
 
 from cgd.data import flags, images, samplers  # noqa: E402
 from cgd.data.loader import AHEAD, Loader  # noqa: E402
@@ -68,7 +70,7 @@ def main():
         for width, height in ((160, 120), (500, 375), (1000, 750)):
             records = [
                 record._replace(identity=number // 4, box=None)
-                for number, record in enumerate(draw(folder, 128, width, height))
+                for number, record in enumerate(draw(Path(folder), 128, width, height))
             ]
             for kind, workers in [("processes", 0), *product(["processes", "threads"], options.num_workers)]:
                 bare = decode_rate(records)

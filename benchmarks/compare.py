@@ -1,0 +1,179 @@
+"""Compares the speed of this project with that of its peers: `make bench`.
+
+    python benchmarks/compare.py                     # all: minutes to prepare, and a minute for each table
+    python benchmarks/compare.py --only inference
+
+Each program runs in a process of its own, with all cores. They take turns: in each round every one computes for a
+second while the others wait. A table shows the medians, and ratios of two programs within the same round. It needs the
+packages of requirements-bench.txt.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE))
+
+import networks  # noqa: E402
+from contestants import END_TO_END, INFERENCE, PICTURES, TRAINING  # noqa: E402
+
+from cgd.system.machine import usable_cores  # noqa: E402
+
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+PACKAGES = ("mxnet", "torch", "onnxruntime", "openvino", "nncf", "faiss-cpu", "numpy")
+SECONDS = 1.0  # of a turn
+MATRIX = 4096  # side of the matrices whose product is the limit
+TABLES = {
+    "inference": (INFERENCE, ("ResNet-50", "MobileNetV2")),
+    "end to end": (END_TO_END, ("ResNet-50", "MobileNetV2")),
+    "training": (TRAINING, ("ResNet-50", "MobileNetV2", "MobileNetV2, 112 px", "demo (ResNet-18, 48 px)")),
+}
+
+
+class Contestant:
+    """A process of contestants.py, which waits for its turns."""
+
+    def __init__(self, title, name, folder):
+        words = [sys.executable, str(HERE / "contestants.py"), title, name, str(folder)]
+        environment = dict(os.environ, OMP_NUM_THREADS=str(usable_cores()))
+        self.title, self.rates, self.batches = title, [], 1
+        self.errors = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment
+        )
+        try:
+            while self._read() != "ready":  # libraries print there, too
+                pass
+            self.batches = max(1, round(SECONDS / min(self._seconds(1) for _ in range(3))))
+        except ValueError:
+            self.process.kill()
+            raise
+
+    def turn(self, images):
+        """Measures the images per second, with `images` in a batch."""
+        self._seconds(1)
+        self.rates.append(self.batches * images / self._seconds(self.batches))
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+        self.errors.close()
+
+    def _seconds(self, batches):
+        self.process.stdin.write(f"{batches}\n")
+        self.process.stdin.flush()
+        return float(self._read())
+
+    def _read(self):
+        line = self.process.stdout.readline()
+        if not line:
+            self.errors.seek(0)
+            raise ValueError((self.errors.read().strip().splitlines() or ["no message"])[-1])
+        return line.strip()
+
+
+def compare(titles, name, images, folder, rounds):
+    """{title: images per second in each round}. Programs that cannot run are reported and left out."""
+    contestants = []
+    for title in titles:
+        try:
+            contestants.append(Contestant(title, name, folder))
+        except ValueError as error:
+            print(f"{name}: {title} is left out: {error}", file=sys.stderr)
+    for _ in range(rounds):
+        for contestant in contestants:
+            contestant.turn(images)
+    for contestant in contestants:
+        contestant.close()
+    return {contestant.title: contestant.rates for contestant in contestants}
+
+
+def table(rates, flops=None, limit=None):
+    """The lines of a Markdown table. The first program is the one that the others are compared with.
+
+    flops : of an image · limit : floating-point operations per second of a matrix product
+    """
+    first = next(iter(rates.values()))
+    head = ["program", "images/s", f"{next(iter(rates))} is faster by"] + (["of the matrix rate"] if flops else [])
+    yield "| " + " | ".join(head) + " |"
+    yield "|---" * len(head) + "|"
+    for title, own in rates.items():
+        rate, ratio = statistics.median(own), statistics.median(a / b for a, b in zip(first, own))
+        cells = [title, f"{rate:.1f}", f"{ratio:.2f} x"]
+        if flops:
+            cells.append(f"{rate * flops / limit:.2f}" if "float32" in title or "as it is" in title else "")
+        yield "| " + " | ".join(cells) + " |"
+
+
+def matrix_rate():
+    """Floating-point operations per second of a large float32 product, the best of numpy, PyTorch and oneDNN."""
+    import torch
+
+    torch.set_num_threads(usable_cores())
+    x = np.random.RandomState(0).rand(MATRIX, MATRIX).astype(np.float32)
+    y = torch.from_numpy(x)
+    fastest = min(_seconds(function) for function in [lambda: x @ x, lambda: y @ y] * 5)
+    return 2 * MATRIX**3 / fastest
+
+
+def _seconds(function):
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def cpu():
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
+    known = [
+        flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if flag in flags
+    ]
+    return f"{model}, {usable_cores()} cores, {' '.join(known)}"
+
+
+def measure(what, titles, name, folder, rounds, limit):
+    """Prints the table of a network."""
+    if not (folder / name / "counts.json").exists():
+        subprocess.run([sys.executable, str(HERE / "networks.py"), name, str(folder)], check=True, stdout=sys.stderr)
+    network = networks.NETWORKS[name]
+    images = {"inference": network.inference_batch, "training": network.training_batch}.get(what, PICTURES)
+    rates = compare(titles, name, images, folder, rounds)
+    flops = json.loads((folder / name / "counts.json").read_text())["flops"] if what == "inference" else None
+    print(f"\n{what}: {name}, {network.size} px, {images} images at a time\n")
+    print("\n".join(table(rates, flops, limit)), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=TABLES, help="one kind of table")
+    parser.add_argument("--network", choices=networks.NETWORKS, help="one of the networks")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="turns of each program (default: 7)")
+    parser.add_argument("--folder", type=Path, help="keep the prepared networks here (default: a temporary folder)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        limit = matrix_rate()
+        print(f"{cpu()}; Python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in PACKAGES))
+        print(f"\nA product of two {MATRIX} x {MATRIX} matrices in float32: {limit / 1e9:.0f} GFLOP/s", flush=True)
+        for what, (titles, names) in TABLES.items():
+            for name in names:
+                if options.only in (None, what) and options.network in (None, name):
+                    measure(what, titles, name, folder, options.rounds, limit)
+
+
+if __name__ == "__main__":
+    main()
