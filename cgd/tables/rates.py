@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cgd.data import datasets
+from cgd.network import checkpoints
 from cgd.system.environment import mx
 from cgd.training import recipes, trainer
 
@@ -49,9 +50,9 @@ def measure(recipe, device):
     pictures = mx.nd.array(noise, dtype="uint8")
     identities = np.array([record.identity for record in records], dtype="float32")
     inputs = mx.nd.zeros((images, 3, recipe.image_height, recipe.image_width), ctx=device)
-    return Rates(
-        images / _fastest(lambda: run.step(pictures, identities)), images / _fastest(lambda: run.net.embed(inputs))
-    )
+    training = images / _fastest(lambda: run.step(pictures, identities))
+    embed = checkpoints.inference(run.net, device, (recipe.image_width, recipe.image_height))
+    return Rates(training, images / _fastest(lambda: embed(inputs)))
 
 
 def _fastest(function):
