@@ -50,6 +50,7 @@ def arguments():
     help_ = "precision of the convolutions on a CPU (default: float32); for int8 see python -m cgd.quantize --help"
     add("--dtype", choices=DTYPES, default="float32", help=help_)
     add = parser.add_argument_group("output").add_argument
+    add("--pooled", action="store_true", help="also evaluate each pooled vector, before its Dense layer")
     add("--save-embeddings", metavar="FILE.npz", help="save descriptors, class and image ids, names, boxes, paths")
     add("--results", metavar="FILE.json", help="save the recalls and rates")
     options = parser.parse_args()
@@ -118,12 +119,16 @@ def main():
         )
     )
     print(evaluation.report(dataset.ranks, result.recalls))
+    pooled = {}
+    for letter, vectors in checkpoint.pooled().items() if options.pooled else ():
+        pooled[letter] = evaluate(vectors.graph(ctx, size, options.dtype), ctx).recalls
+        print(f"pooled vector {letter}:\n{evaluation.report(dataset.ranks, pooled[letter])}")
 
     dtype = "int8" if description["dtype"] == "int8" else options.dtype
     if options.save_embeddings:
         save_embeddings(options.save_embeddings, result, dataset.classes)
     if options.results:
-        save_results(options, result, dataset, cropped, dtype, environment.versions())
+        save_results(options, result, pooled, dataset, cropped, dtype, environment.versions())
 
 
 def save_embeddings(file, result, classes):
@@ -145,7 +150,7 @@ def save_embeddings(file, result, classes):
         )
 
 
-def save_results(options, result, dataset, cropped, dtype, versions):
+def save_results(options, result, pooled, dataset, cropped, dtype, versions):
     figures = {
         "pretrained_model": options.pretrained_model,
         "dataset": dataset.name,
@@ -154,6 +159,7 @@ def save_results(options, result, dataset, cropped, dtype, versions):
         "images": len(result.queries.records),
         "gallery": len(result.gallery.records) if result.gallery else None,
         "recall": dict(zip(map(str, dataset.ranks), result.recalls)),
+        "pooled": {letter: dict(zip(map(str, dataset.ranks), recalls)) for letter, recalls in pooled.items()},
         "images_per_second": result.images_per_second,
         "search_seconds": result.search_seconds,
         "versions": versions,

@@ -182,6 +182,34 @@ def test_list_files_give_the_same_figures(run, small_demo, tmp_path, evaluate):
     assert printed(evaluate(run, small_demo, *lists)) == printed(evaluate(run, small_demo))
 
 
+def test_held_out_classes_choose_best_and_the_test_split_is_evaluated_once(small_demo, tmp_path, here):
+    """What was logged is the recall of a list of the held-out classes; the last lines are what test.py prints."""
+    data = ["--dataset", "demo", "--data-dir", small_demo]
+    words = ["--from-scratch", "--iterations", 4, "--eval-every", 2, "--output-dir", tmp_path / "run", *SMALL]
+    result = here("train.py", *data, "--validation-classes", 0.5, *words, "--batch-size", 4)
+    assert result.returncode == 0, result.stderr
+    assert "validation: the last 2 classes, 12 images" in result.stdout
+    held = [record for record in datasets.load("demo", small_demo).train if record.identity >= 2]
+    listed = write_list(tmp_path / "held.txt", held, small_demo)
+    lists = ["--dataset", "lists", "--data-dir", small_demo, "--test-txt", listed]
+    lists += ["--bbox-txt", small_demo / "bounding_boxes.txt"]
+    for name in ("last", "best"):
+        prefix = ["test.py", "--gpu", -1, "--pretrained-model", tmp_path / "run" / name]
+        logged = json.loads((tmp_path / "run" / f"{name}.json").read_text())
+        assert printed(here(*prefix, *lists)) == [round(recall, 4) for recall in logged["recall"].values()]
+        assert logged["recall_of"] == "validation classes"
+        (line,) = [line for line in result.stdout.splitlines() if line.startswith(f"test split, {name}: ")]
+        assert re.findall(r"R@\d+ (\d\.\d{4})", line) == [f"{r:.4f}" for r in printed(here(*prefix, *data))]
+
+
+def test_pooled_vectors_are_evaluated_beside_the_embedding(run, small_demo, tmp_path, evaluate):
+    result = evaluate(run, small_demo, "--pooled", "--results", tmp_path / "r.json")
+    pooled = json.loads((tmp_path / "r.json").read_text())["pooled"]
+    assert list(pooled) == ["M", "G"]
+    figures = [recall for letter in pooled for recall in pooled[letter].values()]
+    assert printed(result) == printed(evaluate(run, small_demo)) + [round(recall, 4) for recall in figures]
+
+
 def test_training_goes_on_from_a_checkpoint(run, small_demo, tmp_path, here):
     result = here(
         *["train.py", "--dataset", "demo", "--data-dir", small_demo, "--pretrained-model", run[0] / "last"],

@@ -38,8 +38,9 @@ Record = namedtuple("Record", "path identity box image_id")
 # ranks : the values of K at which Recall@K is reported
 # gallery : list of Record in which the queries (`test`) are searched; None if `test` is searched in itself
 # classes : list of Class, indexed by the identities of `test` and `gallery`
-Dataset = namedtuple("Dataset", "name train test ranks gallery classes")
-Dataset.__new__.__defaults__ = (None, ())
+# tested : what `test` is, for messages: the test split, or validation classes (see `hold_out`)
+Dataset = namedtuple("Dataset", "name train test ranks gallery classes tested")
+Dataset.__new__.__defaults__ = (None, (), "test split")
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp")  # the formats that images.read_image reads
 
@@ -265,6 +266,26 @@ def without_boxes(dataset):
         return records and [record._replace(box=None) for record in records]
 
     return dataset._replace(train=strip(dataset.train), test=strip(dataset.test), gallery=strip(dataset.gallery))
+
+
+def hold_out(dataset, share):
+    """The data set with the last classes of its training split in the place of the test split.
+
+    share : of the training classes, above 0 and below 1; at least one class stays on each side
+
+    Hyper-parameters and the best iteration are then chosen without a look at the test split: Musgrave et al., "A Metric
+    Learning Reality Check" (ECCV 2020). Raises InputError for a single training class, and for ranks that are too large
+    for the classes that are held out.
+    """
+    classes = count_identities(dataset.train)
+    if classes < 2:
+        raise InputError("--validation-classes: there is only one training class")
+    kept = classes - min(max(1, round(share * classes)), classes - 1)
+    train = [record for record in dataset.train if record.identity < kept]
+    held = [record._replace(identity=record.identity - kept) for record in dataset.train if record.identity >= kept]
+    dataset = dataset._replace(train=train, test=held, gallery=None, classes=(), tested="validation classes")
+    check_ranks(dataset)
+    return dataset
 
 
 def check_trainable(dataset):

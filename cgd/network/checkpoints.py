@@ -4,6 +4,7 @@ PREFIX-symbol.json and PREFIX-0000.params are read by `mx.model.load_checkpoint(
 code can use them as well. PREFIX.json, the description, is specific to this project; the authors' checkpoint has none.
 """
 
+import copy
 import json
 from pathlib import Path
 
@@ -68,6 +69,22 @@ class Checkpoint:
         if dtype != "float32" and ctx.device_type != "cpu":
             raise InputError(f"{dtype} is for CPUs: give --gpu -1")
         return onednn.for_inference(self.symbol, dict(self.arg_params, **self.aux_params), ctx, size, dtype)
+
+    def pooled(self):
+        """{name: Checkpoint} whose embeddings are the pooled vectors, before their Dense layers, with length 1.
+
+        The names are the letters of the configuration; architecture B has one vector of all. Raises InputError for a
+        checkpoint in int8.
+        """
+        if self.description["dtype"] == "int8":
+            raise InputError(f"{self.prefix}: is in int8; its pooled vectors cannot be told apart")
+        config = self.description["config"]
+        names = [config] if self.description["architecture"] == "B" else config
+        found = {}
+        for name, symbol in zip(names, graphs.pooled_vectors(self.symbol)):
+            found[name] = copy.copy(self)
+            found[name].symbol = symbol
+        return found
 
     def load_into(self, net):
         """Sets the parameters of a `model.CGD` by name; its classifier, which checkpoints lack, is not changed.

@@ -84,6 +84,13 @@ def after_pooling(symbol):
     return [nodes[at]["name"] for at in after]
 
 
+def pooled_vectors(symbol):
+    """Graphs of the inputs of the Dense layers, scaled to length 1: the global descriptors, in their order."""
+    nodes, internals = json.loads(symbol.tojson())["nodes"], symbol.get_internals()
+    sources = [nodes[node["inputs"][0][0]]["name"] for node in nodes if node["op"] == "FullyConnected"]
+    return [mx.sym.L2Normalization(mx.sym.Flatten(internals[name + "_output"])) for name in sources]
+
+
 def arguments_and_states(symbol, values):
     """The parameters of a graph, {name: NDArray}, as MXNet wants them: learned ones, and running statistics."""
     learned = {name: values[name] for name in symbol.list_arguments() if name != "data"}

@@ -32,7 +32,9 @@ TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 MAX_WORKERS = 8  # loader processes of a run, if several runs share the cores
 
 # Set by the row, the seed or the device; not allowed among the flags that all runs share.
-NOT_SHARED = "--dataset --resume --output-dir --seed --gpu --gpus --kvstore --pretrained-model".split()
+NOT_SHARED = (
+    "--dataset --resume --output-dir --seed --gpu --gpus --kvstore --pretrained-model --validation-classes".split()
+)
 
 
 class OlderRun(InputError):

@@ -11,6 +11,10 @@ KVSTORE = "dist_sync or dist_async: train on several machines; DMLC_* set each p
 TF32 = "allow TF32 on Ampere and Ada: faster, with 10 bits of mantissa instead of 23 (default: full float32)"
 SAVE_EVERY = "iterations between saves of the state; 0: at evaluations and the end only (default: every 10 minutes)"
 EVAL_BATCH_SIZE = "images per step of an evaluation (default: 32)"
+VALIDATION = (
+    "share of the training classes that is held out: evaluations and `best` use these instead of the test split, which "
+    "is evaluated once, at the end (default: 0)"
+)
 RESUME = "resume a stopped run; flags for devices, workers and paths, and more --iterations, may be given again"
 
 
@@ -25,6 +29,16 @@ def gpus(text):
     if len(set(numbers)) != len(numbers):
         raise argparse.ArgumentTypeError(f"expected each number once, found {text!r}")
     return numbers
+
+
+def share(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, found {text!r}")
+    return value
 
 
 def parse(words, description=None):
@@ -53,6 +67,7 @@ def parse(words, description=None):
     add("--seed", type=int, default=0, help="seed of initialisation, batches and augmentation (default: 0)")
     add("--output-dir", metavar="FOLDER", help="folder of the run (default: the next free runs/DATASET-CONFIG-N)")
     add("--resume", metavar="FOLDER", help=RESUME)
+    add("--validation-classes", type=share, default=0.0, metavar="X", help=VALIDATION)
     add("--save-every", type=flags.whole(0), metavar="N", help=SAVE_EVERY)
     recipes.add_flags(parser)
     parser.set_defaults(dataset="cub200")

@@ -10,12 +10,13 @@ from cgd.system import errors
 from cgd.system.errors import InputError
 from cgd.system.files import replacing
 
-HARDEST = ("active_triplets", "hardest_positive", "hardest_negative")
-COLUMNS = ("lr", "ranking_loss", "classification_loss", *HARDEST, "gradient_norm", "data_time")
+LOGGED = "lr ranking_loss classification_loss active_triplets hardest_positive hardest_negative gradient_norm data_time"
+COLUMNS = (*LOGGED.split()[:-2], "ratio", *LOGGED.split()[-2:])  # ratio: hardest positive / hardest negative
 PANELS = (
     ("ranking loss", ("ranking_loss",)),
     ("classification loss", ("classification_loss",)),
     ("hardest distances", ("hardest_positive", "hardest_negative")),
+    ("hardest positive / hardest negative", ("ratio",)),
     ("share of active triplets", ("active_triplets",)),
     ("norm of the gradients", ("gradient_norm",)),
     ("share of time spent waiting for data", ("data_time",)),
@@ -32,7 +33,8 @@ def read_log(folder):
         for line in lines:  # what the table and the curves read
             [float(value) for value in (line["iteration"], *line.get("recall", {}).values())]
         for line in steps:
-            [float(line[name]) for name in COLUMNS]
+            [float(line[name]) for name in LOGGED.split()]
+            line["ratio"] = line["hardest_positive"] / max(line["hardest_negative"], 1e-12)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file}: not the log of a run ({error})")
     return steps, looks
@@ -59,8 +61,8 @@ def draw(steps, looks, file):
         from matplotlib.figure import Figure  # not pyplot: no window, no state
     except ImportError:
         return False
-    figure = Figure(figsize=(10, 11), layout="constrained")
-    axes = figure.subplots(4, 2).flat
+    figure = Figure(figsize=(10, 13), layout="constrained")
+    axes = figure.subplots(5, 2).ravel()
     for (title, names), panel in zip(PANELS, axes):
         for name in names:
             panel.plot([line["iteration"] for line in steps], [line[name] for line in steps], label=name)
@@ -72,7 +74,7 @@ def draw(steps, looks, file):
     panel.plot([line["iteration"] for line in steps], [line["lr"] for line in steps], drawstyle="steps-post")
     panel.set_yscale("log")
     panel = axes[len(PANELS) + 1]
-    panel.set_title("recall on the test split")
+    panel.set_title("recall")
     for rank in looks[-1]["recall"] if looks else ():
         panel.plot(
             [look["iteration"] for look in looks],
@@ -81,8 +83,9 @@ def draw(steps, looks, file):
             label="R@" + rank,
         )
         panel.legend(loc="upper left")
-    for panel in axes:
+    for number, panel in enumerate(axes):
         panel.set_xlabel("iteration")
+        panel.set_visible(number < len(PANELS) + 2)
     with replacing(file) as part:
         figure.savefig(str(part))
     return True

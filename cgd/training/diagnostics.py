@@ -1,10 +1,15 @@
 """Warnings about training problems that raise no error. Each is printed once."""
 
+import json
 from collections import deque
+from contextlib import suppress
 
 from cgd.network.descriptors import MAX_P
 
 LINES = 3  # consecutive log lines that must agree: a single batch says little
+COURSE = 10  # log lines whose mean ratio of distances is compared with that of the first lines
+VANISHED = 1e-4  # a distance between unit vectors at which float32 has few digits left
+FALL = 0.02  # of that ratio: several times the noise of a mean of COURSE lines
 
 
 class Diagnostics:
@@ -16,10 +21,22 @@ class Diagnostics:
     def __init__(self, recipe, tell):
         self.recipe, self.tell, self.told = recipe, tell, set()
         self.lines = deque(maxlen=LINES)
+        self.first, self.latest = [], deque(maxlen=COURSE)  # ratios of hardest positive to hardest negative
+
+    def catch_up(self, lines):
+        """Looks at the log lines of a run to be resumed, without a warning: they have been printed then."""
+        tell, self.tell = self.tell, lambda text: None
+        for line in lines:
+            with suppress(ValueError, KeyError, TypeError):  # evaluations; what an editor has left
+                self.look(json.loads(line))
+        self.tell = tell
 
     def look(self, figures):
         """Checks one more log line of training figures; prints a warning where there is one."""
+        self.latest.append(figures["hardest_positive"] / max(figures["hardest_negative"], 1e-12))
         self.lines.append(figures)
+        if len(self.first) < COURSE:
+            self.first.append(self.latest[-1])
         if len(self.lines) == LINES:
             for kind in (self.collapse, self.power):
                 text = None if kind in self.told else kind()
@@ -28,20 +45,26 @@ class Diagnostics:
                     self.tell("warning: iteration {}: {}".format(figures["iteration"], text))
 
     def collapse(self):
-        """Contracted descriptors: all triplets active, and the hardest positives closer than half of the margin.
+        """Contracted descriptors, and no sign that they still get better.
 
-        The state that batch-hard mining can collapse into (Hermans et al., "In Defense of the Triplet Loss", 2017).
+        Contracted: all triplets are active, and the hardest positives are closer than half of the margin. Batch-hard
+        mining can collapse into this state (Hermans et al., "In Defense of the Triplet Loss", 2017). But recall does
+        not depend on the scale: as long as the ratio of hardest positive to hardest negative falls, ranks improve.
         """
         recipe = self.recipe
         if not recipe.ranking_weight or recipe.soft_margin:  # no margin to compare with
             return None
         if any(line["active_triplets"] < 0.99 or line["hardest_positive"] > recipe.margin / 2 for line in self.lines):
             return None
+        before, now = sum(self.first) / len(self.first), sum(self.latest) / len(self.latest)
+        if len(self.first) < COURSE or (now < before - FALL and self.lines[-1]["hardest_positive"] > VANISHED):
+            return None
         return (
             "the triplet loss may have collapsed: it is {ranking_loss:.3f}, close to its margin {}; the hardest "
-            "positives are {hardest_positive:.3f} apart, the hardest negatives {hardest_negative:.3f}. If this lasts, "
-            "try a lower --lr, --freeze-batch-norm no, --soft-margin yes or a larger --batch-size"
-        ).format(recipe.margin, **self.lines[-1])
+            "positives are {hardest_positive:.3g} apart, the hardest negatives {hardest_negative:.3g}, and their ratio "
+            "is {:.2f}, in the first log lines {:.2f}. Try a lower --lr, --freeze-batch-norm no, --soft-margin yes or "
+            "a larger --batch-size"
+        ).format(recipe.margin, now, before, **self.lines[-1])
 
     def power(self):
         """A learned p of GeM that stays at one of its bounds."""

@@ -12,7 +12,7 @@ from cgd.training import recipes
 from cgd.training.arguments import parse
 
 # Flags that --resume may not change, and what in a run's record must be the same.
-FIXED = ("dataset", "seed", "from_scratch", "pretrained_model")
+FIXED = ("dataset", "seed", "from_scratch", "pretrained_model", "validation_classes")
 COMPARED = {
     "data": "numbers of classes and images",
     "data_sha1": "images, classes or boxes",

@@ -24,13 +24,18 @@ def run(options, recipe, resumed):
 
 def train(options, recipe, resumed, store):
     """A run, on one machine or as one worker of the store."""
-    dataset = flags.load_dataset(options, options.dataset)
+    whole = dataset = flags.load_dataset(options, options.dataset)
     datasets.check_trainable(dataset)
     now = record.new(options, dataset, store)
+    if options.validation_classes:
+        dataset = datasets.hold_out(whole, options.validation_classes)
+        print(f"validation: the last {datasets.count_identities(dataset.test)} classes, {len(dataset.test)} images")
     if resumed:
         record.check(resumed, now)
     unreadable = loader.Unreadable(options.skip_unreadable)
-    loaders = trainer.loaders(dataset, recipe, options.num_workers, options.eval_batch_size, unreadable)
+    processes = options.num_workers, options.eval_batch_size, unreadable
+    loaders = trainer.loaders(dataset, recipe, *processes)
+    test = trainer.evaluator(whole, recipe, *processes) if options.validation_classes else None
     devices = [environment.context(number) for number in options.gpu]
     environment.seed_everything(options.seed)
     net = trainer.build(recipe, dataset, devices)
@@ -49,6 +54,9 @@ def train(options, recipe, resumed, store):
     scores = training.run(options.save_every)
     if training.leads:
         report(scores, folder, recipe, dataset)
+        if test:
+            report_test(test, folder, devices[0])
+        curves.tell(folder)
 
 
 def load_weights(net, options, recipe):
@@ -75,7 +83,13 @@ def run_folder(options, recipe):
 def report(scores, folder, recipe, dataset):
     last, best, iteration = scores
     for name, recalls, number in (("last", last, recipe.iterations), ("best", best, iteration)):
-        text = "  ".join(f"R@{k} {recall:.4f}" for k, recall in zip(dataset.ranks, recalls))
+        text = trainer.recall_text(dataset.ranks, recalls)
         print(f"{name}: {text}  (iteration {number}, {folder}/{name})")
-    print("`best` was selected on the test split and is optimistic; compare `last` with other results.")
-    curves.tell(folder)
+    print(f"`best` was selected on the {dataset.tested} and is optimistic; compare `last` with other results.")
+
+
+def report_test(evaluate, folder, device):
+    """Evaluates `last` and `best` on the test split, after validation classes have chosen `best`."""
+    for name in ("last", "best"):
+        result = evaluate(Checkpoint(folder / name).graph(device), device)
+        print(f"test split, {name}: {trainer.recall_text(evaluate.dataset.ranks, result.recalls)}")

@@ -67,6 +67,7 @@ def restore(run):
     if run.leads:
         with open(log, "ab") as lines:
             lines.truncate(min(lines.tell(), facts["log_length"]))  # never longer: somebody may have cut it
+        run.diagnostics.catch_up(log.read_text().splitlines())
 
 
 def write_state(file, arrays, facts):

@@ -41,11 +41,16 @@ def loaders(dataset, recipe, num_workers=0, eval_batch_size=32, unreadable=None)
     resized = (recipe.resize_size, round(recipe.resize_size * recipe.image_height / recipe.image_width))
     check(recipe)
     view = images.TrainingView(dataset.train, size, resized, recipe.direct_resize_prob)
-    preprocessing = evaluation.Preprocessing(size, recipe.mean, recipe.std)
     return Loaders(
         Loader(view, recipe.batch_size, num_workers, unreadable),
-        evaluation.Evaluator(dataset, preprocessing, eval_batch_size, num_workers, unreadable),
+        evaluator(dataset, recipe, num_workers, eval_batch_size, unreadable),
     )
+
+
+def evaluator(dataset, recipe, num_workers, eval_batch_size, unreadable):
+    """The `evaluation.Evaluator` of a run. Its processes are forked here."""
+    preprocessing = evaluation.Preprocessing((recipe.image_width, recipe.image_height), recipe.mean, recipe.std)
+    return evaluation.Evaluator(dataset, preprocessing, eval_batch_size, num_workers, unreadable)
 
 
 def build(recipe, dataset, devices):
@@ -210,7 +215,7 @@ class Trainer:
             self.evaluate(log)
 
     def evaluate(self, log):
-        """Recall@K of the test split. Saves the checkpoint `best` if the recall at the smallest K has improved."""
+        """Recall@K. Saves the checkpoint `best` if the recall at the smallest K has improved."""
         ranks = self.dataset.ranks
         half = max(1, self.loaders.evaluator.extractor.batch_size // 2)
         mx.nd.waitall()  # so that an error of the training comes here, and not with this advice:
@@ -226,8 +231,7 @@ class Trainer:
             if self.best is None or recalls[first] > self.best[0][first]:
                 self.best = (recalls, self.iteration)
                 self.save("best")
-        text = "  ".join(f"R@{k} {recall:.4f}" for k, recall in zip(ranks, recalls))
-        tqdm.write(f"iteration {self.iteration:5d}  {text}")
+        tqdm.write(f"iteration {self.iteration:5d}  {recall_text(ranks, recalls)}")
 
     def save(self, name):
         """Writes the checkpoint `name` with its description, if this worker leads."""
@@ -243,6 +247,7 @@ class Trainer:
             "std": self.recipe.std,
             "iteration": self.iteration,
             "recall": dict(zip(map(str, self.dataset.ranks), self.recalls)) if known else None,
+            "recall_of": self.dataset.tested if known else None,
         }
         checkpoints.save(self.net, str(self.folder / name), description)
 
@@ -264,6 +269,10 @@ class Trainer:
                 say(f"\nstate saved at iteration {self.iteration}; continue with train.py --resume {self.folder}")
         except Exception as error:  # the first error is the one to report
             say(f"the state could not be saved: {error}")
+
+
+def recall_text(ranks, recalls):
+    return "  ".join(f"R@{k} {recall:.4f}" for k, recall in zip(ranks, recalls))
 
 
 def only(readable, pictures, identities):

@@ -11,6 +11,7 @@ import pytest
 from cgd.network import checkpoints, descriptions, model
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
+from conftest import lively_network
 
 SIDE = 64
 
@@ -263,3 +264,24 @@ def test_a_description_with_the_options_old_names_is_understood(saved):
     found = checkpoints.Checkpoint(saved[1]).description
     assert (found["architecture"], found["fusion"], found["last_stride"]) == ("B", "sum", 2)
     assert not {"combination", "combine", "keep_stride"} & set(found)
+
+
+@pytest.mark.parametrize("architecture", ["CGD", "A", "B"])
+def test_pooled_vectors_are_means_maxima_and_cubic_means_of_the_map(tmp_path, architecture):
+    net = lively_network("resnet18_v1", SIDE, architecture=architecture)
+    checkpoints.save(net, str(tmp_path / "net"), {"image_width": SIDE, "image_height": SIDE})
+    x = pictures(3)
+    maps = net.features(x).asnumpy().astype(np.float64)
+    expected = {
+        "S": maps.mean(axis=(2, 3)),
+        "M": maps.max(axis=(2, 3)),
+        "G": np.cbrt((np.maximum(maps, 1e-6) ** 3).mean(axis=(2, 3))),
+    }
+    if architecture == "B":
+        expected = {"SMG": np.concatenate(list(expected.values()), axis=1)}
+    pooled = checkpoints.Checkpoint(tmp_path / "net").pooled()
+    assert list(pooled) == list(expected)
+    for name, checkpoint in pooled.items():
+        vectors = expected[name] / np.linalg.norm(expected[name], axis=1, keepdims=True)
+        assert np.ptp(vectors, axis=0).max() > 0.01
+        np.testing.assert_allclose(checkpoint.graph(mx.cpu())(x).asnumpy(), vectors, atol=1e-5)

@@ -12,7 +12,7 @@ from cgd.training.diagnostics import Diagnostics
 
 
 def line(iteration, **figures):
-    usual = dict.fromkeys(curves.COLUMNS, 0.5)
+    usual = dict.fromkeys(curves.LOGGED.split(), 0.5)
     return dict(usual, iteration=iteration, **figures)
 
 
@@ -73,16 +73,38 @@ def told(lines, **changes):
 
 COLLAPSED = [
     line(n, active_triplets=1.0, ranking_loss=0.102, hardest_positive=0.008, hardest_negative=0.006)
-    for n in range(10, 60, 10)
+    for n in range(10, 310, 10)
 ]
 
 
 def test_a_collapse_is_told_once():
     (text,) = told(COLLAPSED)
-    assert (
-        "iteration 30: the triplet loss may have collapsed: it is 0.102, close to its margin 0.1" in text
-        and "--lr" in text
-    )
+    assert "iteration 100: the triplet loss may have collapsed: it is 0.102, close to its margin 0.1" in text
+    assert "ratio is 1.33, in the first log lines 1.33" in text and "--lr" in text
+
+
+def test_contracted_descriptors_that_still_get_better_have_not_collapsed():
+    """As in a real run that ended with a good recall: the ratio fell from 1.15 to 1.03 while the space shrank."""
+    ratios = [1.33 - 0.01 * n for n in range(len(COLLAPSED))]
+    better = [dict(one, hardest_negative=0.008 / ratio) for one, ratio in zip(COLLAPSED, ratios)]
+    (text,) = told(better)  # after the first ten lines nothing has fallen yet
+    assert "iteration 100" in text
+    assert told(better[:9]) == []
+    texts = []
+    diagnostics = Diagnostics(recipes.RECIPES["cub200"], texts.append)
+    for one in [dict(better[0], hardest_positive=0.3, hardest_negative=0.2)] * 10 + better:
+        diagnostics.look(one)
+    assert texts == []
+    vanished = [dict(one, hardest_positive=1e-6, hardest_negative=1e-6) for one in COLLAPSED]
+    assert len(told([line(0, hardest_positive=0.3, hardest_negative=0.2)] * 10 + vanished)) == 1
+
+
+def test_a_resumed_run_goes_on_from_its_log():
+    texts = []
+    diagnostics = Diagnostics(recipes.RECIPES["cub200"], texts.append)
+    diagnostics.catch_up([json.dumps(one) for one in [*COLLAPSED, {"iteration": 300, "recall": {"1": 0.5}}]])
+    diagnostics.look(COLLAPSED[-1])
+    assert texts == []  # told before the run was stopped
 
 
 @pytest.mark.parametrize(
