@@ -84,9 +84,10 @@ class Objective:
     def _outputs_alone(self, pictures, pieces):
         """The same outputs, without what a backward pass needs.
 
-        The running statistics stay as they are. MXNet's batch norm updates them in the backward pass, but cuDNN's in
+        The running statistics stay as they are: MXNet's batch norm updates them in the backward pass, but cuDNN's in
         the forward pass.
         """
+        mx.nd.waitall()  # MXNet does not order other operations after the updates of the last backward pass
         before = [(x, x.copy()) for parameter in self.running for x in parameter.list_data()]
         with mx.autograd.train_mode():
             outputs = [self._outputs(pictures, *piece) for piece in pieces]
