@@ -441,6 +441,7 @@ BAD_TRAININGS = [
     (["--output-dir", "README.md"], "README.md"),
     (["--gpu", "7"], "--gpu 7"),
     (["--save-every", "-1"], "--save-every"),
+    (["--micro-batch", "1"], "--micro-batch: expected a whole number from 2, found '1'"),
 ]
 
 

@@ -163,23 +163,25 @@ def show(options):
     device = environment.context(options.gpus[0])
     measured = {}
 
-    def time_of(job, tested):
+    def time_of(job, tested, micro_batch):
         recipe, took = job.recipe, job.seconds() if job.state() == "finished" else None
         if took is not None:
             return f"took {duration(took)}"
-        network = (recipe.backbone, recipe.last_stride, recipe.image_width, recipe.image_height, recipe.batch_size)
+        size = (recipe.image_width, recipe.image_height, recipe.batch_size, micro_batch)
+        network = (recipe.backbone, recipe.last_stride, *size)
         if network not in measured:
-            measured[network] = rates.measure(recipe, device)
+            measured[network] = rates.measure(recipe, device, micro_batch)
         return duration(measured[network].seconds(recipe, tested))
 
     for study, names in studies_of(options, names_of(options)):
         data, tested = data_of(study)
+        micro_batch = study.options().micro_batch
         print(f"\n{study.folder}\n{data}")
         for name in names:
             table = paper.TABLES[name]
             print(f"\n--table {name:<15} {table.title}")
             for row in study.rows(table):
-                print(f"    {row.name:<26} {time_of(study.job(row, 0), tested)}", flush=True)
+                print(f"    {row.name:<26} {time_of(study.job(row, 0), tested, micro_batch)}", flush=True)
     print(f"\nThe times are of one run on {device}, estimated from the fastest of several batches,")
     print('without reading images. "took": measured, for a finished run with seed 0, with reading.')
 

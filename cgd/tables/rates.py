@@ -28,15 +28,27 @@ class Rates(NamedTuple):
         return recipe.iterations * recipe.batch_size / self.training + evaluations * tested / self.inference
 
 
-def measure(recipe, device):
+def measure(recipe, device, micro_batch=None):
     """The rates of a recipe's network on a device, without reading images.
 
-    With the recipe's batch, or on a CPU with a part of it if it is large.
+    With the recipe's batch, or on a CPU with a part of it if it is large. If `micro_batch` divides the recipe's batch,
+    it divides this part too, because training in pieces computes each image twice.
     """
     images = recipe.batch_size
     if device.device_type == "cpu":
         images = min(images, max(2, CPU_PIXELS // (recipe.image_width * recipe.image_height)))
     images = max(2, images - images % 2)
+    if micro_batch:
+        micro_batch = min(micro_batch, images // 2) if micro_batch < recipe.batch_size else None
+    run, pictures, identities = on_noise(recipe, images, device, micro_batch)
+    training = images / _fastest(lambda: run.step(pictures, identities))
+    inputs = mx.nd.zeros((images, 3, recipe.image_height, recipe.image_width), ctx=device)
+    embed = checkpoints.inference(run.net, device, (recipe.image_width, recipe.image_height))
+    return Rates(training, images / _fastest(lambda: embed(inputs)))
+
+
+def on_noise(recipe, images, device, micro_batch=None):
+    """What to measure the training of a recipe with: a Trainer, and the pictures and identities of a batch of noise."""
     small = recipes.replace(recipe, batch_size=images, images_per_identity=2, lr=0.0)  # on noise it could diverge
     records = [datasets.Record(None, n // 2, None, n) for n in range(images)]
     run = trainer.Trainer(
@@ -45,14 +57,12 @@ def measure(recipe, device):
         small,
         ".",
         [device],
+        micro_batch=micro_batch,
     )
     noise = np.random.RandomState(0).randint(0, 256, (images, recipe.image_height, recipe.image_width, 3))
     pictures = mx.nd.array(noise, dtype="uint8")
     identities = np.array([record.identity for record in records], dtype="float32")
-    inputs = mx.nd.zeros((images, 3, recipe.image_height, recipe.image_width), ctx=device)
-    training = images / _fastest(lambda: run.step(pictures, identities))
-    embed = checkpoints.inference(run.net, device, (recipe.image_width, recipe.image_height))
-    return Rates(training, images / _fastest(lambda: embed(inputs)))
+    return run, pictures, identities
 
 
 def _fastest(function):

@@ -10,6 +10,7 @@ KVSTORES = ("dist_sync", "dist_async")
 KVSTORE = "dist_sync or dist_async: train on several machines; DMLC_* set each process's role (docs/distributed.md)"
 TF32 = "allow TF32 on Ampere and Ada: faster, with 10 bits of mantissa instead of 23 (default: full float32)"
 SAVE_EVERY = "iterations between saves of the state; 0: at evaluations and the end only (default: every 10 minutes)"
+MICRO_BATCH = "images that a device trains on at a time: less memory, more time (default: its share of the batch)"
 EVAL_BATCH_SIZE = "images per step of an evaluation (default: 32)"
 VALIDATION = (
     "share of the training classes that is held out: evaluations and `best` use these instead of the test split, which "
@@ -61,6 +62,7 @@ def parse(words, description=None):
     help_ = "GPU number; several, as in 0,1, share each batch; -1 for the CPU (default: 0)"
     add("--gpu", "--gpus", type=gpus, default=[0], metavar="N,...", help=help_)
     add("--tf32", action="store_true", help=TF32)
+    add("--micro-batch", type=flags.whole(2), metavar="N", help=MICRO_BATCH)
     add("--eval-batch-size", type=flags.whole(1), default=32, metavar="N", help=EVAL_BATCH_SIZE)
     add("--kvstore", choices=KVSTORES, metavar="KIND", help=KVSTORE)
     add = parser.add_argument_group("run").add_argument

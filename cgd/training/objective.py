@@ -1,4 +1,4 @@
-"""Both losses over a whole batch, whose images may be spread over several devices."""
+"""Both losses over a whole batch, which may be computed on several devices and in several pieces."""
 
 import numpy as np
 
@@ -7,21 +7,34 @@ from cgd.system.environment import mx
 from cgd.system.errors import InputError
 from cgd.training import losses
 
+RUNNING = ("running_mean", "running_var")  # ends of the names of batch norm's running statistics
+
 
 class Objective:
     """The ranking loss plus the classification loss of a batch, and their gradients.
 
-    With several devices each one computes its share of the batch. The outputs are gathered, the hardest triplets are
-    mined in the whole batch, and the gradients are sent back to each device, as if there were one device. The exception
-    is batch norm: each device normalises by the statistics of its own share. The running statistics, which evaluation
-    and checkpoints use, are those of the first device. The images of an identity are spread over the devices, so that
-    the shares are alike.
+    A batch is divided among the devices, and with `micro_batch` each device's share into pieces. The outputs of all
+    pieces are gathered, the hardest triplets are mined in the whole batch, and the gradients are sent back to each
+    piece, as if there were one. The exception is batch norm: each piece is normalised by its own statistics. The
+    running statistics, which evaluation and checkpoints use, are those of the first device, updated once for each of
+    its pieces. The images of an identity are spread over the pieces, so that the pieces are alike.
+
+    A device with several pieces holds the activations of one at a time: it first computes the outputs of all, and then
+    each piece again, with its gradients. This is gradient caching (Gao et al., "Scaling Deep Contrastive Learning
+    Batch Size under Memory Limited Setup", 2021).
 
     net : model.CGD in its training form · recipe : recipes.Recipe · devices : list of mx.Context
+    micro_batch : images of a piece at most, or None for one piece on each device
     """
 
-    def __init__(self, net, recipe, devices):
-        self.net, self.recipe, self.devices = net, recipe, devices
+    def __init__(self, net, recipe, devices, micro_batch=None):
+        self.net, self.recipe, self.devices, self.micro_batch = net, recipe, devices, micro_batch
+        parameters = net.collect_params().values()
+        self.running = [parameter for parameter in parameters if parameter.name.endswith(RUNNING)]
+        if micro_batch:
+            for parameter in parameters:
+                if parameter.grad_req != "null":
+                    parameter.grad_req = "add"
 
     def backward(self, pictures, identities):
         """Forward and backward pass. The gradients are in the parameters afterwards.
@@ -33,28 +46,62 @@ class Objective:
         """
         if len(identities) < len(self.devices):
             raise InputError(f"only {len(identities)} images of a batch could be read, for {len(self.devices)} devices")
-        shares = self.shares()
-        outputs = []
-        with mx.autograd.record():
-            for device, share in zip(self.devices, shares):
-                x = images.normalise(pictures[share].as_in_context(device), self.recipe.mean, self.recipe.std)
-                _, ranked, logits = self.net(x)
-                outputs.append(ranked + logits)
+        pieces = self.pieces(len(identities))
+        several = len(pieces) > len(self.devices)
+        outputs = self._outputs_alone(pictures, pieces) if several else self._recorded(pictures, pieces)
         gathered = self._gathered(outputs)
-        total, values = self._losses(gathered, np.concatenate([identities[share] for share in shares]))
-        first = 0
-        for device, own in zip(self.devices, outputs):
-            rows = slice(first, first + len(own[0]))
-            mx.autograd.backward(own, [x.grad[rows].as_in_context(device) for x in gathered])
-            first = rows.stop
+        total, values = self._losses(gathered, np.concatenate([identities[rows] for _, rows in pieces]))
+        if self.micro_batch:
+            self.net.collect_params().zero_grad()
+        ends = np.cumsum([len(own[0]) for own in outputs]).tolist()
+        for number, (device, _) in enumerate(pieces):
+            rows = slice(ends[number - 1] if number else 0, ends[number])
+            gradients = [x.grad[rows].as_in_context(device) for x in gathered]
+            own = self._recorded(pictures, pieces[number : number + 1]) if several else outputs[number : number + 1]
+            mx.autograd.backward(*own, gradients)
+            del own
         return float(total.asscalar()), {name: float(value.asscalar()) for name, value in values.items()}
 
-    def shares(self):
-        """The share of a batch of each device, as slices. In a batch the images of an identity are adjacent."""
-        return [slice(first, None, len(self.devices)) for first in range(len(self.devices))]
+    def pieces(self, images):
+        """The pieces of a batch: (device, its images as a slice), in turn over the devices; sizes differ by at most 1.
+
+        In a batch the images of an identity are adjacent.
+        """
+        devices = len(self.devices)
+        share = -(-images // devices)
+        count = devices * -(-share // (self.micro_batch or share))
+        return [(self.devices[first % devices], slice(first, None, count)) for first in range(count)]
+
+    def largest_piece(self, images):
+        """The size of the largest piece of a batch."""
+        return -(-images // len(self.pieces(images)))
+
+    def _recorded(self, pictures, pieces):
+        """The outputs of each piece, lists of arrays, recorded for the backward pass."""
+        with mx.autograd.record():
+            return [self._outputs(pictures, *piece) for piece in pieces]
+
+    def _outputs_alone(self, pictures, pieces):
+        """The same outputs, without what a backward pass needs.
+
+        The running statistics stay as they are: MXNet's batch norm updates them in the backward pass, but cuDNN's in
+        the forward pass.
+        """
+        mx.nd.waitall()  # MXNet does not order other operations after the updates of the last backward pass
+        before = [(x, x.copy()) for parameter in self.running for x in parameter.list_data()]
+        with mx.autograd.train_mode():
+            outputs = [self._outputs(pictures, *piece) for piece in pieces]
+        for x, value in before:
+            x[:] = value
+        return outputs
+
+    def _outputs(self, pictures, device, rows):
+        x = images.normalise(pictures[rows].as_in_context(device), self.recipe.mean, self.recipe.std)
+        _, ranked, logits = self.net(x)
+        return ranked + logits
 
     def _gathered(self, outputs):
-        """The outputs of all devices on the first one, detached: a list of (N, d) arrays."""
+        """The outputs of all pieces on the first device, detached: a list of (N, d) arrays."""
         home = self.devices[0]
         gathered = [mx.nd.concat(*[x.as_in_context(home) for x in same], dim=0).detach() for same in zip(*outputs)]
         for x in gathered:

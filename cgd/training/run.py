@@ -42,7 +42,7 @@ def train(options, recipe, resumed, store):
     folder = run_folder(options, recipe)
     if not (resumed and (folder / "state.npz").exists()):  # state.npz has all weights
         load_weights(net, options, recipe)
-    training = trainer.Trainer(net, dataset, recipe, folder, devices, loaders, options.seed, store)
+    training = trainer.Trainer(net, dataset, recipe, folder, devices, loaders, options.seed, store, options.micro_batch)
     if resumed:
         state.restore(training)
     if training.leads:

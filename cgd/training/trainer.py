@@ -85,9 +85,10 @@ class Trainer:
     seed : int
     store : the kvstore of several machines (cgd/training/cluster.py), or None. Each worker mines the hardest triplets
         in its own batches. The first worker leads: it alone evaluates and writes into the folder.
+    micro_batch : images that a device trains on at a time at most, or None (see objective.Objective)
     """
 
-    def __init__(self, net, dataset, recipe, folder, devices, own_loaders=None, seed=0, store=None):
+    def __init__(self, net, dataset, recipe, folder, devices, own_loaders=None, seed=0, store=None, micro_batch=None):
         self.net, self.dataset, self.recipe, self.devices = net, dataset, recipe, devices
         self.folder, self.loaders = Path(folder), own_loaders or loaders(dataset, recipe)
         self.leads = store is None or store.rank == 0
@@ -103,7 +104,7 @@ class Trainer:
             net.freeze_batch_norm()
         for parameter in net.features.collect_params().values():
             parameter.lr_mult = recipe.backbone_lr_mult
-        self.objective = Objective(net, recipe, devices)
+        self.objective = Objective(net, recipe, devices, micro_batch)
         self.optimiser = Optimiser(net.collect_params(), recipe, store)
         self.diagnostics = Diagnostics(recipe, lambda text: tqdm.write(text, file=sys.stderr))
         self.meter = Meter()
@@ -121,8 +122,8 @@ class Trainer:
 
         Saves its state at each evaluation, and every `save_every` iterations, by default every SAVE_SECONDS. If a stop
         or an error ends it early, it saves its state and the checkpoint `last` as of the last completed iteration; an
-        error in a forward pass may have updated the running statistics of batch norm once more. Raises InputError if
-        memory runs out, and NotFinite if a loss is not finite; the state that was saved before is then kept.
+        error within an iteration may have updated the running statistics of batch norm. Raises InputError if memory
+        runs out, and NotFinite if a loss is not finite; the state that was saved before is then kept.
         """
         self.sampler.start = self.iteration
         with self._open_log() as log, self._progress() as progress:
@@ -201,10 +202,10 @@ class Trainer:
         return values
 
     def _memory_advice(self):
-        recipe = self.recipe
-        half = recipe.batch_size // recipe.images_per_identity // 2 * recipe.images_per_identity
-        smaller = f"--batch-size {half}" if half else "smaller images"
-        return f"resume on several devices, --gpus N,N, or start a new run with {smaller}"
+        half = self.objective.largest_piece(self.recipe.batch_size) // 2
+        if half < 2:
+            return "resume on several devices, --gpus N,N, or start a new run with smaller images"
+        return f"resume with --micro-batch {half}, or on several devices, --gpus N,N"
 
     def _evaluation_is_due(self):
         due = self.iteration % self.recipe.eval_every == 0 and 0 < self.iteration < self.recipe.iterations

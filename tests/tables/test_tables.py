@@ -580,22 +580,24 @@ def test_plot_without_matplotlib_is_one_line(tmp_path, monkeypatch):
 
 
 def test_list_shows_rows_data_and_times(small_study, monkeypatch, capfd):
-    words = words_of(small_study, "--list", "--table", "1,backbones", "--gpus", "-1", "--", *small_study.flags)
+    asked, flags = [], [*small_study.flags, "--micro-batch", "5"]
+    words = words_of(small_study, "--list", "--table", "1,backbones", "--gpus", "-1", "--", *flags)
     monkeypatch.setattr(sys, "argv", list(map(str, words[1:])))
-    monkeypatch.setattr(rates, "measure", lambda recipe, device: rates.Rates(3.2, 16.0))
+    monkeypatch.setattr(rates, "measure", lambda *given: asked.append(given[2]) or rates.Rates(3.2, 16.0))
     tables.main()
     told = capfd.readouterr().out
     assert "data: demo (train 32 images of 8, test 32 images of 8), found" in told
     for name in ("1", "backbones"):
         for row in paper.TABLES[name].rows:
             assert "    {:<26} ".format(row.name) in told
+    assert set(asked) == {5}
     # 2 x 16 pictures at 3.2 a second, one evaluation of 32 at 16
     assert "    both                       12 s\n" in told
     assert "cpu" in told
 
 
 def test_list_says_what_is_missing(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(rates, "measure", lambda recipe, device: rates.Rates(100.0, 1000.0))
+    monkeypatch.setattr(rates, "measure", lambda *_: rates.Rates(100.0, 1000.0))
     words = ["tables", "--list", "--table", "main", "--output-dir", tmp_path, "--gpus", "-1"]
     monkeypatch.setattr(sys, "argv", list(map(str, words)))
     monkeypatch.chdir(tmp_path)
@@ -608,7 +610,7 @@ def test_list_says_what_is_missing(tmp_path, monkeypatch, capfd):
 
 
 def test_list_has_the_time_of_a_finished_run(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(rates, "measure", lambda recipe, device: rates.Rates(100.0, 1000.0))
+    monkeypatch.setattr(rates, "measure", lambda *_: rates.Rates(100.0, 1000.0))
     study = study_with(tmp_path, "2", {"neither": [0.5], "smoothing": [0.5], "temperature": [0.5]})
     neither, smoothing = (study.job(row_named("2", name), 0) for name in ("neither", "smoothing"))
     neither.keep_seconds(125.0)
@@ -655,6 +657,17 @@ def test_measuring_a_slow_network_takes_few_small_batches(monkeypatch):
     recipe = recipes.replace(recipes.RECIPES["cub200"], backbone="mobilenet0.25")
     rates.measure(recipe, mx.cpu())
     assert sizes == [16] * rates.CALLS
+
+
+@pytest.mark.parametrize("given, measured", [(None, None), (4, 4), (32, 8), (128, None)])
+def test_a_batch_in_pieces_is_measured_in_pieces(given, measured, monkeypatch):
+    """Also where a part of the batch is measured, here 16 images of 128."""
+    seen = []
+    monkeypatch.setattr(trainer.Trainer, "step", lambda run, *_: seen.append(run.objective.micro_batch))
+    monkeypatch.setattr(model.CGD, "embed", lambda *_: None)
+    monkeypatch.setattr(rates, "SECONDS", 0.0)
+    rates.measure(recipes.replace(recipes.RECIPES["cub200"], backbone="mobilenet0.25"), mx.cpu(), given)
+    assert set(seen) == {measured}
 
 
 def test_measured_rates_are_of_this_network(monkeypatch):

@@ -17,7 +17,7 @@ from cgd.data import datasets
 from cgd.network import checkpoints, model
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
-from cgd.training import state
+from cgd.training import objective, state
 from conftest import LONG, ROOT, command, wait_until
 
 RUN = "--from-scratch --batch-size 8 --images-per-identity 2 --image-width 32 --image-height 32 --dim 16 --gpu -1"
@@ -169,16 +169,19 @@ def test_more_iterations_are_recorded(copy, here):
     assert "from iteration 86" in result.stdout and "(iteration 86, " in result.stdout
 
 
-def test_a_resumed_run_needs_no_weights_and_takes_the_newer_device(small_demo, tmp_path, here):
+def test_a_resumed_run_needs_no_weights_and_takes_the_newer_device(small_demo, tmp_path, here, monkeypatch):
     """The state has all weights. Devices and workers are where a run is done, not what it is."""
+    counts, pieces = [], objective.Objective.pieces
+    monkeypatch.setattr(objective.Objective, "pieces", lambda *_: counts.append(len(pieces(*_))) or pieces(*_))
     weights = tmp_path / "weights.params"
     net = model.CGD(backbone="mobilenet0.25")
     net.initialize()
     net(mx.nd.zeros((1, 3, 32, 32)))
     net.features.save_parameters(str(weights))
     run = [word for word in words(small_demo, tmp_path / "run") if word != "--from-scratch"]
-    run += ["--iterations", 2, "--backbone-params", weights]
-    assert here(*run).returncode == 0
+    run += ["--iterations", 2, "--backbone-params", weights, "--micro-batch", 4]
+    assert here(*run).returncode == 0 and set(counts) == {2}  # pieces of a batch of 8
+    counts.clear()
     weights.unlink()
     file = tmp_path / "run" / "arguments.json"
     record = json.loads(file.read_text())
@@ -187,8 +190,8 @@ def test_a_resumed_run_needs_no_weights_and_takes_the_newer_device(small_demo, t
     again = ["train.py", "--resume", tmp_path / "run", "--iterations", 3]
     result = here(*again)
     assert result.returncode == 2 and "--gpu 2" in result.stderr
-    result = here(*again, "--gpu", -1, "--num-workers", 0)
-    assert result.returncode == 0, result.stderr
+    result = here(*again, "--gpu", -1, "--num-workers", 0, "--micro-batch", 3)
+    assert result.returncode == 0 and set(counts) == {3}, result.stderr
     assert "from iteration 2" in result.stdout and "(iteration 3, " in result.stdout
 
 

@@ -35,13 +35,13 @@ SIZE = (32, 32)
 WITHOUT_TRAINING = "resnet18_v1"
 
 
-def make(small_demo, folder, devices=None, store=None, **changes):
+def make(small_demo, folder, devices=None, store=None, micro_batch=None, **changes):
     devices = devices or [mx.cpu()]
     environment.seed_everything(0)
     dataset = datasets.load("demo", small_demo)
     recipe = recipes.replace(RECIPE, **changes)
     net = trainer.build(recipe, dataset, devices)
-    return trainer.Trainer(net, dataset, recipe, folder, devices, store=store)
+    return trainer.Trainer(net, dataset, recipe, folder, devices, store=store, micro_batch=micro_batch)
 
 
 def lines(folder):
@@ -220,7 +220,7 @@ def test_an_evaluation_has_batches_of_its_own_and_shows_how_far_it_is(small_demo
     assert expected.std(axis=0).mean() > 1e-3  # they differ from one another
 
 
-def test_memory_that_runs_out_is_told_with_a_batch_size_to_try(small_demo, tmp_path, monkeypatch):
+def test_memory_that_runs_out_is_told_with_what_to_try(small_demo, tmp_path, monkeypatch):
     run = make(small_demo, tmp_path)
     view = images.TrainingView(run.dataset.train, SIZE, SIZE)
     batch = one_batch(view, run.sampler.batch(0))
@@ -230,9 +230,11 @@ def test_memory_that_runs_out_is_told_with_a_batch_size_to_try(small_demo, tmp_p
             mx.nd.zeros((2**30,), dtype="float64").wait_to_read()
 
     monkeypatch.setattr(run.optimiser, "step", fail)
-    with pytest.raises(InputError, match="out of memory; resume on several devices, .* with --batch-size 4$"):
+    with pytest.raises(InputError, match="out of memory; resume with --micro-batch 4, or on several devices, "):
         with environment.memory_for(run._memory_advice()):
             run.step(*batch)
+    run.objective.micro_batch = 3  # 8 images in pieces of 3, 3 and 2, of which there is no half to try
+    assert run._memory_advice().endswith("or start a new run with smaller images")
     monkeypatch.setattr(checkpoints, "inference", lambda *_: fail)
     with open(tmp_path / "log.jsonl", "w") as log, pytest.raises(InputError, match="memory; try --eval-batch-size 12"):
         run.evaluate(log)
@@ -268,7 +270,7 @@ def test_building_runs_nothing(small_demo, monkeypatch):
 def test_each_device_has_images_of_every_identity(small_demo, tmp_path):
     run = make(small_demo, tmp_path, [mx.cpu(0), mx.cpu(1)], batch_size=12, images_per_identity=3)
     identities = [run.dataset.train[index].identity for index, _ in run.sampler.batch(0)]
-    shares = [identities[part] for part in run.objective.shares()]
+    shares = [identities[part] for _, part in run.objective.pieces(12)]
     assert [len(share) for share in shares] == [6, 6]
     assert all(len(set(share)) == 4 for share in shares)
 
