@@ -54,7 +54,7 @@ def pictures_of(folder, size, count):
 
 def prepare(name, folder):
     """Writes the files of a network into folder/NAME: the checkpoints net and net-int8, net.onnx, and pictures."""
-    from cgd import export, quantize
+    from cgd.network import int8, onnx_graph
     from cgd.data import images
     from cgd.network import checkpoints, model
     from cgd.system.environment import mx
@@ -76,9 +76,9 @@ def prepare(name, folder):
     checkpoint = checkpoints.Checkpoint(prefix)
     values = dict(checkpoint.arg_params, **checkpoint.aux_params)
     batches = mx.io.NDArrayIter(x, batch_size=16)
-    symbol, values = quantize.quantize(checkpoint.symbol, values, batches, size)
+    symbol, values = int8.quantize(checkpoint.symbol, values, batches, size)
     checkpoints.write(prefix + "-int8", symbol, values, dict(checkpoint.description, dtype="int8"))
-    (folder / "net.onnx").write_bytes(export.export(checkpoint).SerializeToString())
+    (folder / "net.onnx").write_bytes(onnx_graph.export(checkpoint).SerializeToString())
     np.save(str(folder / "pictures.npy"), x.asnumpy())
     np.save(str(folder / "descriptors.npy"), checkpoint.graph(mx.cpu())(x).asnumpy())
     counts = {"parameters": sum(value.size for value in values_of(checkpoint)), "flops": flops(checkpoint.symbol, size)}
