@@ -8,6 +8,7 @@ are subtracted from the running means.
 
 import re
 from collections import namedtuple
+from functools import partial
 
 from cgd.network.model import HEAD_PREFIX
 from cgd.system.environment import mx
@@ -72,37 +73,45 @@ SHUFFLENET_V2 = Network(
 def translated(arrays):
     """{name: NDArray}, from a file of any program -> the same with the names of a backbone here.
 
-    Names of an unknown kind are not changed.
+    Names of an unknown kind are not changed. Raises ValueError if two arrays would get one name.
     """
     arrays = _from_torch(_from_checkpoint(arrays))
     for network in (RESNET, BN_INCEPTION, SHUFFLENET_V2):
         if network.mark in arrays:
-            arrays = {_from_imgclsmob(name, network): value for name, value in arrays.items()}
+            arrays = _renamed(arrays, partial(_from_imgclsmob, network))
             if network is RESNET:
                 _add_biases(arrays)
             elif network is BN_INCEPTION:
                 _remove_biases(arrays)
-    return {name[len("features.") :] if name.startswith("features.") else name: arrays[name] for name in arrays}
+    return _renamed(arrays, lambda name: name[len("features.") :] if name.startswith("features.") else name)
+
+
+def _renamed(arrays, rename):
+    renamed = {rename(name): value for name, value in arrays.items()}
+    if len(renamed) < len(arrays):
+        raise ValueError("several arrays for one parameter, by their names")
+    return renamed
 
 
 def _from_checkpoint(arrays):
     """A checkpoint of MXNet begins its names with "arg:" or "aux:"; of CGD's own, only the backbone is kept."""
-    names = {name: name[4:] if name.startswith(("arg:", "aux:")) else name for name in arrays}
-    return {names[name]: value for name, value in arrays.items() if not names[name].startswith(HEAD_PREFIX)}
+    arrays = _renamed(arrays, lambda name: name[4:] if name.startswith(("arg:", "aux:")) else name)
+    return {name: value for name, value in arrays.items() if not name.startswith(HEAD_PREFIX)}
 
 
 def _from_torch(arrays):
     """In PyTorch, gamma and beta of batch norm are called weight and bias."""
-    renamed = {}
-    for name, value in arrays.items():
+
+    def rename(name):
         block, dot, last = name.rpartition(".")
         if block + ".running_mean" in arrays:
             last = {"weight": "gamma", "bias": "beta"}.get(last, last)
-        renamed[block + dot + last] = value
-    return renamed
+        return block + dot + last
+
+    return _renamed(arrays, rename)
 
 
-def _from_imgclsmob(name, network):
+def _from_imgclsmob(network, name):
     name = re.sub(r"^features\.(\d)\.(\d)\.", lambda match: network.place(*map(int, match.groups())), name)
     name = re.sub(r"\bconv\.(?=weight|bias)", "0.", re.sub(r"\bbn\.", "1.", name))
     for part, ours in network.parts.items():

@@ -35,7 +35,10 @@ def load_backbone(features, file):
     Raises InputError that names parameters that are missing, unknown or of another shape, and the backbone that the
     file fits.
     """
-    arrays = naming.translated(formats.read(file))
+    try:
+        arrays = naming.translated(formats.read(file))
+    except ValueError as error:
+        raise InputError(f"{file}: {error}")
     parameters, values = _matched(features, arrays)
     wrong = problems(parameters, values)
     if wrong:

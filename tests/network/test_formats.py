@@ -204,6 +204,8 @@ def test_names_of_other_programs_are_those_of_a_backbone(backbone):
 def test_names_of_other_programs_belong_to_the_right_layers():
     """By hand, those that the functional tests of test_peers.py cannot be run for everywhere."""
     pairs = {
+        "layer3.5.bn2.weight": "layer3.5.bn2.gamma",
+        "layer3.5.bn2.bias": "layer3.5.bn2.beta",
         "features.3.5.body.conv2.bn.beta": "6.5.body.4.beta",
         "features.2.0.identity_conv.conv.weight": "5.0.downsample.0.weight",
         "features.4.2.se.conv2.bias": "7.2.weigh.2.bias",
@@ -216,6 +218,12 @@ def test_names_of_other_programs_belong_to_the_right_layers():
         arrays = next(blank(names) for names in FOREIGN.values() if name in names)
         arrays[name] += 5
         assert (naming.translated(arrays)[ours].asnumpy() == 5).all(), name
+
+
+def test_two_arrays_for_one_parameter_are_refused(tmp_path):
+    mx.nd.save(str(tmp_path / "a.params"), blank(["features.0.weight", "0.weight"]))
+    with pytest.raises(InputError, match="a.params: several arrays for one parameter"):
+        weights.load_backbone(backbones.convolutions("mobilenet0.25"), tmp_path / "a.params")
 
 
 def test_a_bias_before_batch_norm_moves_its_mean():
