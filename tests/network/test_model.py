@@ -452,6 +452,8 @@ def test_weights_that_cannot_be_downloaded_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(weights.model_store.get_model_file, "__defaults__", (str(tmp_path),))
     with pytest.raises(InputError, match="--backbone-params"):
         weights.zoo_file("resnet18_v1")
+    with pytest.raises(InputError, match="bash download.sh weights .*--backbone-params"):
+        weights.zoo_file("resnet50_v1")
 
 
 def test_real_imagenet_weights_load(shared):
