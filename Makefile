@@ -17,7 +17,7 @@ test: .venv/ready-for-tests lint
 test-long: .venv/ready-for-tests lint
 	CGD_LONG_TESTS=1 .venv/bin/python -m pytest
 
-# gluoncv without its dependencies: the one file of it that is read needs none.
+# gluoncv without its dependencies: the two files of it that are read need none.
 test-peers: .venv/ready-for-tests
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps gluoncv

@@ -48,7 +48,8 @@ def read(file):
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}")
     if start.startswith(MXNET):
-        return {name: value.astype("float32", copy=False) for name, value in read_arrays(file).items()}
+        arrays = {name: value.astype("float32", copy=False) for name, value in read_arrays(file).items()}
+        return _finite(arrays, file)
     for other, what in OTHERS.items():
         if start.startswith(other):
             raise InputError(f"{file}: {what}; expected {KINDS}")
@@ -58,7 +59,14 @@ def read(file):
         raise InputError(f"{file}: expected {KINDS}; the file may be truncated ({type(error).__name__}: {error})")
     if not arrays:
         raise InputError(f"{file}: contains no weights; expected {KINDS}")
-    return {name: mx.nd.array(np.atleast_1d(value), dtype="float32") for name, value in arrays.items()}
+    return _finite({name: mx.nd.array(np.atleast_1d(value), dtype="float32") for name, value in arrays.items()}, file)
+
+
+def _finite(arrays, file):
+    for name, value in arrays.items():
+        if not np.isfinite(value.asnumpy()).all():
+            raise InputError(f"{file}: {name} contains values that are not finite; the file may be damaged")
+    return arrays
 
 
 def _safetensors(data):
@@ -89,7 +97,7 @@ def _tensor(data):
     fields = {}
     for number, value in _fields(data):
         fields.setdefault(number, []).append(value)
-    name, kind = bytes(fields[NAME][0]).decode(), ONNX_TYPES.get(fields[DATA_TYPE][0])
+    name, kind = fields[NAME][0].tobytes().decode(), ONNX_TYPES.get(fields[DATA_TYPE][0])
     if kind is None:
         return None
     if fields.get(DATA_LOCATION, [0])[0]:
@@ -104,7 +112,8 @@ def _floats(data, kind):
     """The float32 array of little-endian values."""
     if kind == "bfloat16":
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
-    return np.frombuffer(data, kind).astype(np.float32)
+    with np.errstate(over="ignore"):  # `read` looks for infinite values
+        return np.frombuffer(data, kind).astype(np.float32)
 
 
 def _fields(data):

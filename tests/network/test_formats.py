@@ -101,6 +101,7 @@ BAD = {
     "onnx nameless": (onnx(field(5, field(2, 1) + field(9, VALUES.tobytes()))), "truncated"),
     "onnx elsewhere": (onnx(tensor("a", 1, (2, 3), field(14, 1))), "a is in another file"),
     "onnx without values": (onnx(tensor("a", 1, (2, 3), b"")), "truncated"),
+    "infinite": (safetensors({"a": ("F64", (1,), struct.pack("<d", 1e300))}), "a contains values that are not finite"),
     "params cut": (struct.pack("<QQQ", 0x112, 0, 1), "truncated"),
 }
 

@@ -104,19 +104,21 @@ def gluon_file(file, net):
     net.save_parameters(str(file))
 
 
-def test_resnet50_v1b_of_gluoncv(tmp_path):
-    """The one file of GluonCV that defines it: the package refuses to be imported beside a current PyTorch."""
+@pytest.mark.parametrize("name, file", [("resnet50_v1", "resnet.py"), ("resnet50_v1b", "resnetv1b.py")])
+def test_networks_of_gluoncv(tmp_path, name, file):
+    """By the one file of GluonCV that defines each: the package refuses to be imported beside a current PyTorch."""
     if not importlib.util.find_spec("gluoncv"):
         pytest.skip("no gluoncv here: pip install -r requirements-peers.txt")
     folder = Path(importlib.util.find_spec("gluoncv").submodule_search_locations[0])
-    spec = importlib.util.spec_from_file_location("resnetv1b", str(folder / "model_zoo" / "resnetv1b.py"))
+    spec = importlib.util.spec_from_file_location("of_gluoncv", str(folder / "model_zoo" / file))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    net, x = module.resnet50_v1b(), mx.nd.array(IMAGES)
+    net, x = getattr(module, name)(), mx.nd.array(IMAGES)
     gluon_file(tmp_path / "a.params", net)
-    for layer in (net.conv1, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2, net.layer3, net.layer4):
+    layers = list((net.features if name == "resnet50_v1" else net)._children.values())
+    for layer in layers[:8]:  # convolution, batch norm, ReLU, pooling, four stages
         x = layer(x)
-    assert_same_map("resnet50_v1b", tmp_path / "a.params", x.asnumpy())
+    assert_same_map(name, tmp_path / "a.params", x.asnumpy())
 
 
 @pytest.mark.parametrize(
