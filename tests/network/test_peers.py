@@ -17,7 +17,7 @@ VECTORS = {"weight": (0.7, 1.3), "gamma": (0.7, 1.3), "running_var": (0.7, 1.3)}
 
 
 def package(name):
-    return pytest.importorskip(name, reason=f"no {name} here: pip install -r requirements-peers.txt")
+    return pytest.importorskip(name, reason=f"no {name} here: make test-peers installs it")
 
 
 def random_value(random, name, shape):
@@ -108,7 +108,7 @@ def gluon_file(file, net):
 def test_networks_of_gluoncv(tmp_path, name, file):
     """By the one file of GluonCV that defines each: the package refuses to be imported beside a current PyTorch."""
     if not importlib.util.find_spec("gluoncv"):
-        pytest.skip("no gluoncv here: pip install -r requirements-peers.txt")
+        pytest.skip("no gluoncv here: make test-peers installs it")
     folder = Path(importlib.util.find_spec("gluoncv").submodule_search_locations[0])
     spec = importlib.util.spec_from_file_location("of_gluoncv", str(folder / "model_zoo" / file))
     module = importlib.util.module_from_spec(spec)
