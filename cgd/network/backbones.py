@@ -71,7 +71,7 @@ def se_resnet50(last_stride=1):
 def bn_inception(last_stride=1):
     """BN-Inception (Ioffe and Szegedy, "Batch Normalization", 2015, Figure 5, as released).
 
-    Its max pooling with stride 2 is padded at the end only, as in the network of imgclsmob's weights.
+    Its max pooling with stride 2 is padded at the end only, as in imgclsmob's network.
     """
     body = nn.HybridSequential(prefix=OTHER_PREFIX)
     with body.name_scope():
@@ -94,7 +94,7 @@ def bn_inception(last_stride=1):
 def shufflenet_v2(last_stride=1):
     """ShuffleNet V2 1x (Ma et al., "ShuffleNet V2: Practical Guidelines", ECCV 2018, Table 5).
 
-    The table does not say how the max pooling is padded: here at the end only, as in the network of imgclsmob's weights.
+    The table does not say how the max pooling is padded: here at the end only, as in imgclsmob's network.
     """
     body = nn.HybridSequential(prefix=OTHER_PREFIX)
     with body.name_scope():
