@@ -1,13 +1,14 @@
 # make demo: trains and evaluates a network on pictures that it draws itself · make test: lint and tests
 # make bench: tables of speed, see docs/performance.md
 # make test-long: the same tests with 12,930 mangled files, more kills, and all cores for each process; for the night
+# make test-peers: compares weight files and ONNX models with other programs, which it installs (torch: 200 MB or more)
 # Each does its own set-up, in .venv. A Python of your choice: make PYTHON=python3.10 demo
 
 # The first Python here that this project can use; if there is none, python3 says what is wrong with it.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10 python3.9 python3.8 python3.13 python3; do \
 	$$p -m cgd.system.machine >/dev/null 2>&1 && break; done; echo $$p)
 
-.PHONY: demo test test-long lint bench
+.PHONY: demo test test-long test-peers lint bench
 demo: .venv/ready
 	.venv/bin/python -m cgd.demo
 
@@ -16,6 +17,12 @@ test: .venv/ready-for-tests lint
 
 test-long: .venv/ready-for-tests lint
 	CGD_LONG_TESTS=1 .venv/bin/python -m pytest
+
+# gluoncv without its dependencies: the two files of it that are read need none.
+test-peers: .venv/ready-for-tests
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps gluoncv
+	.venv/bin/python -m pytest tests/network/test_peers.py tests/network/test_onnx_graph.py
 
 lint: .venv/ready-for-tests
 	.venv/bin/ruff check .

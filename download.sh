@@ -5,7 +5,7 @@
 # Requires bash 4, coreutils, grep, sed, tar, gzip, python3, and curl or wget. Environment variables:
 #   CGD_MIRROR=URL        mirror that is tried first for every file, as URL/<file name>
 #   CGD_STALL=60          seconds without data after which a connection is closed
-#   MXNET_GLUON_REPO=URL  server of Gluon's weights, as in MXNet
+#   MXNET_GLUON_REPO=URL  server of Gluon's weights, as in MXNet; others are tried after it
 #   MXNET_HOME=FOLDER     parent of the model folder, as in MXNet
 set -o pipefail
 shopt -s globstar nullglob
@@ -15,7 +15,22 @@ data=$root/data
 models=${MXNET_HOME:-$HOME/.mxnet}/models
 zoo=${MXNET_GLUON_REPO:-https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com}
 zoo=${zoo%/}
+china=https://apache-mxnet.s3.cn-north-1.amazonaws.com.cn
+imgclsmob=https://github.com/osmr/imgclsmob/releases/download
 released=CGD.CUB200.C_concat_MG.ResNet50v.dim1536
+
+# Rows of the table below: weights of Gluon's zoo and GluonCV, and of osmr/imgclsmob; in zips, with their SHA-1.
+of_zoo() { # NAME, SHA-1
+    local file=$1-${2:0:8}.zip server row="$1-${2:0:8}.zip|-|params $2|"
+    for server in "$zoo" https://apache-mxnet.s3.amazonaws.com "$china"; do
+        row+="$server/gluon/models/$file "
+    done
+    echo "${row% }"
+}
+
+of_imgclsmob() { # NAME, SHA-1, RELEASE
+    echo "$1-${2:0:8}.params.zip|-|params $2|$imgclsmob/$3/$1-${2:0:8}.params.zip"
+}
 
 # file | size in bytes, - if unknown | expected output of `contents` | addresses, tried in this order
 # None of the addresses could be tested; the form of the Google Drive address is a guess.
@@ -28,17 +43,29 @@ Stanford_Online_Products.zip|-|md5 7f73d41a2f44250d4779881525aea32e|http://ftp.c
 list_eval_partition.txt|-|rows 52712 announced: 25882 train, 14218 query, 12612 gallery, 0 other|
 img.zip|-|zip intact|
 $released.tar.gz|-|git 636fe4286699aed108c1becfa8ce6aec376670f9|https://raw.githubusercontent.com/naver/cgd/master/checkpoints/$released.tar.gz https://github.com/naver/cgd/raw/master/checkpoints/$released.tar.gz
-resnet50_v1-0aee57f9.zip|-|params 0aee57f96768c0a2d5b23a6ec91eb08dfb0a45ce|$zoo/gluon/models/resnet50_v1-0aee57f9.zip https://apache-mxnet.s3.amazonaws.com/gluon/models/resnet50_v1-0aee57f9.zip
-resnet50_v1-cc729d95.zip|-|params cc729d95031ca98cf2ff362eb57dee4d9994e4b2|$zoo/gluon/models/resnet50_v1-cc729d95.zip https://apache-mxnet.s3.amazonaws.com/gluon/models/resnet50_v1-cc729d95.zip
+$(of_zoo resnet50_v1 0aee57f96768c0a2d5b23a6ec91eb08dfb0a45ce)
+$(of_zoo resnet50_v1 cc729d95031ca98cf2ff362eb57dee4d9994e4b2)
+$(of_zoo resnet50_v1b 0ecdba34691be172036ddf244ff1b2eade75ffde)
+resnet50-v1-7.onnx|102583340|sha256 af16a04a6ec48ac494065d4439fe9dea590d337b9ca6dc328160ccf04a217b9c|https://huggingface.co/onnxmodelzoo/legacy_models/resolve/main/validated/vision/classification/resnet/model/resnet50-v1-7.onnx
+$(of_imgclsmob resnet50-0604 a71d1d2a8e8e4259742bbd67c386623233b57c6c v0.0.329)
+$(of_imgclsmob seresnet50-0560 e75ef498abfc021f356378b2c806de8927287fe7 v0.0.441)
+$(of_imgclsmob bninception-0754 75225419bae387931f6c8ccc19dc48fb1cc8cdae v0.0.405)
+$(of_imgclsmob shufflenetv2_w1-1123 27435039ab7794c86ceab11bd93a19a5ecab78d2 v0.0.133)
 TABLE
 }
 
-usage="usage: bash download.sh NAME..., with NAME one of: cub200 cars196 sop inshop checkpoint weights demo"
+sets="cub200|cars196|sop|inshop|checkpoint|weights|demo"
+backbones="resnet50_v1|resnet50_v1_onnx|resnet50_v1_imgclsmob|resnet50_v1b|se_resnet50|bn_inception|shufflenet_v2"
+usage="usage: bash download.sh NAME..., with NAME one of: ${sets//|/ }
+weights may be followed by names of weights, by default resnet50_v1: ${backbones//|/ }"
 again="and run this again"
 if_none="try again later, or put the file there by hand or set CGD_MIRROR to a mirror, $again"
 if_no_cars="get car_ims.tgz and cars_annos.mat (copies exist on Kaggle and Hugging Face), put both into $data, $again"
 if_no_inshop="get img.zip and list_eval_partition.txt of the In-shop Clothes Retrieval Benchmark from \
 https://drive.google.com/drive/folders/0B7EVK8r0v71pVDZFQXRsMDZCX1E, put both into $data, $again"
+
+if_no_zoo="try again later, or: bash download.sh weights resnet50_v1_onnx, which has another server; or set CGD_MIRROR \
+or MXNET_GLUON_REPO to a mirror, $again"
 
 fail() {
     echo "error: $*" >&2
@@ -54,10 +81,12 @@ python() { # CODE, ARGUMENT...
 contents() { # KIND, PATH, FILE
     case $1 in
     md5) md5sum <"$2" | cut -c 1-32 ;;
+    sha256) sha256sum <"$2" | cut -c 1-64 ;;
     git) { printf 'blob %s\0' "$(wc -c <"$2")" && cat -- "$2"; } | sha1sum | cut -c 1-40 ;;
     params) python '
 import hashlib, sys, zipfile
-print(hashlib.sha1(zipfile.ZipFile(sys.argv[1]).read(sys.argv[2])).hexdigest())' "$2" "${3%.zip}.params" ;;
+name = sys.argv[2].replace(".params", "").replace(".zip", ".params")
+print(hashlib.sha1(zipfile.ZipFile(sys.argv[1]).read(name)).hexdigest())' "$2" "$3" ;;
     zip) python 'import sys, zipfile; print(zipfile.ZipFile(sys.argv[1]).testzip() and "corrupt" or "intact")' "$2" ;;
     rows) python '
 import collections, sys
@@ -196,14 +225,14 @@ if missing:
 }
 
 # Extracts each FOLDER/RESULT from the archive FILE, at any depth.
-files() { # FILE, FOLDER, RESULT...
-    local file=$1 folder=$2 result missing='' found
-    shift 2
+files() { # FILE, FOLDER, ADVICE IF IT CANNOT BE DOWNLOADED, RESULT...
+    local file=$1 folder=$2 advice=$3 result missing='' found
+    shift 3
     for result; do
         exists "$folder/$result" || missing=yes
     done
     [ -n "$missing" ] || return 0
-    fetch "$file" "$folder" "$if_none"
+    fetch "$file" "$folder" "$advice"
     beside "$folder/$file"
     unpack "$temporary"
     for result; do
@@ -211,6 +240,31 @@ files() { # FILE, FOLDER, RESULT...
         [ -e "$folder/$result" ] || put "${found[0]}" "$folder/$result"
     done
     rm -f -- "$folder/$file.part"
+}
+
+# Weights in MXNet's model folder, and the flags of train.py that use them.
+weights() { # NAME
+    case $1 in
+    resnet50_v1)
+        files resnet50_v1-0aee57f9.zip "$models" "$if_no_zoo" resnet50_v1-0aee57f9.params
+        files resnet50_v1-cc729d95.zip "$models" "$if_no_zoo" resnet50_v1-cc729d95.params
+        echo "train.py uses MXNet's weights; to use GluonCV's: --backbone-params $models/resnet50_v1-cc729d95.params"
+        ;;
+    resnet50_v1_onnx)
+        files resnet50-v1-7.onnx "$models" "$if_none" resnet50-v1-7.onnx
+        echo "to use them: train.py --backbone-params $models/resnet50-v1-7.onnx"
+        ;;
+    resnet50_v1_imgclsmob)
+        files resnet50-0604-a71d1d2a.params.zip "$models" "$if_none" resnet50-0604-a71d1d2a.params
+        echo "to use them: train.py --backbone-params $models/resnet50-0604-a71d1d2a.params"
+        ;;
+    resnet50_v1b) files resnet50_v1b-0ecdba34.zip "$models" "$if_none" resnet50_v1b-0ecdba34.params ;;
+    se_resnet50) files seresnet50-0560-e75ef498.params.zip "$models" "$if_none" seresnet50-0560-e75ef498.params ;;
+    bn_inception) files bninception-0754-75225419.params.zip "$models" "$if_none" bninception-0754-75225419.params ;;
+    shufflenet_v2)
+        files shufflenetv2_w1-1123-27435039.params.zip "$models" "$if_none" shufflenetv2_w1-1123-27435039.params
+        ;;
+    esac
 }
 
 demo() {
@@ -227,23 +281,26 @@ trap 'echo interrupted >&2; exit 130' INT
 trap 'exit 143' TERM HUP
 trap '' XFSZ # exceeding a file size limit is then a write error, like a full disk
 
+[[ " $* " != *" --help "* ]] || { echo "$usage" && exit; }
+allowed=$sets
 for name in "${@:-}"; do
-    [[ $name =~ ^(cub200|cars196|sop|inshop|checkpoint|weights|demo)$ ]] || fail "unknown name '$name'; $usage"
+    [[ $name =~ ^($allowed)$ ]] || fail "unknown name '$name'; ${usage//$'\n'/; }"
+    [[ $name =~ ^(weights|$backbones)$ ]] && allowed="$sets|$backbones" || allowed=$sets
 done
 command -v python3 >/dev/null || fail "python3 is needed, but not installed"
 command -v curl >/dev/null || command -v wget >/dev/null || fail "curl or wget is needed, but neither is installed"
 for name; do
+    shift
     case $name in
     cub200) folder CUB_200_2011 . "$if_none" CUB_200_2011.tgz ;;
     sop) folder Stanford_Online_Products . "$if_none" Stanford_Online_Products.zip ;;
     cars196) folder Cars196 Cars196 "$if_no_cars" cars_annos.mat car_ims.tgz ;;
     inshop) folder In-shop In-shop "$if_no_inshop" list_eval_partition.txt img.zip ;;
-    checkpoint) files "$released.tar.gz" "$root/checkpoints" "$released-symbol.json" "$released-0000.params" ;;
-    weights)
-        files resnet50_v1-0aee57f9.zip "$models" resnet50_v1-0aee57f9.params
-        files resnet50_v1-cc729d95.zip "$models" resnet50_v1-cc729d95.params
-        echo "train.py uses MXNet's weights; to use GluonCV's: --backbone-params $models/resnet50_v1-cc729d95.params"
+    checkpoint)
+        files "$released.tar.gz" "$root/checkpoints" "$if_none" "$released-symbol.json" "$released-0000.params"
         ;;
     demo) demo ;;
+    weights) [[ ${1-} =~ ^($backbones)$ ]] || weights resnet50_v1 ;;
+    *) weights "$name" ;;
     esac
 done

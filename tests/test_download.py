@@ -22,11 +22,12 @@ from random import Random
 import pytest
 
 from cgd.data import birds
+from cgd.network import weights
 from conftest import heed_stops
 
 SCRIPT = Path(__file__).resolve().parent.parent / "download.sh"
 TABLE = re.compile(r"(?<=<<TABLE\n).*?(?=^TABLE$)", re.DOTALL | re.MULTILINE)
-TOOLS = "bash cat cp cut dirname grep gzip md5sum mkdir mktemp mv rm sed sha1sum tail tar wc".split()
+TOOLS = "bash cat cp cut dirname grep gzip md5sum mkdir mktemp mv rm sed sha1sum sha256sum tail tar wc".split()
 FETCHERS = ["curl", "wget"]
 
 PREFIX = "CGD.CUB200.C_concat_MG.ResNet50v.dim1536"
@@ -80,6 +81,16 @@ CHECKPOINT = tar_of(
     {"some/where/{}-symbol.json".format(PREFIX): b"{}", "some/{}-0000.params".format(PREFIX): b"weights"}
 )
 WEIGHTS = {name: zip_of({name + ".params": name.encode()}) for name in (MXNETS, GLUONCVS)}
+
+# Names of weights, and the files that they bring from archives with these names; without an archive, the same.
+OTHER_WEIGHTS = {
+    "resnet50_v1_onnx": ("resnet50-v1-7.onnx", None),
+    "resnet50_v1_imgclsmob": ("resnet50-0604-a71d1d2a.params", ".zip"),
+    "resnet50_v1b": ("resnet50_v1b-0ecdba34.params", "zip"),
+    "se_resnet50": ("seresnet50-0560-e75ef498.params", ".zip"),
+    "bn_inception": ("bninception-0754-75225419.params", ".zip"),
+    "shufflenet_v2": ("shufflenetv2_w1-1123-27435039.params", ".zip"),
+}
 
 
 # --- A server with the faults of real ones
@@ -768,6 +779,57 @@ def test_weights_that_are_there_and_an_archive_by_hand(project):
     assert project.asked() == []
 
 
+def offer_other_weights(project, name):
+    """Offers the weights in an archive, if any. Returns the name and the content of the file."""
+    file, end = OTHER_WEIGHTS[name]
+    content = noise(1000, len(name))
+    if end:
+        archive = file[: -len("params")] + end if end == "zip" else file + end
+        project.offer(archive, zip_of({file: content}), check="params " + hashlib.sha1(content).hexdigest())
+    else:
+        project.offer(file, content, check="sha256 " + hashlib.sha256(content).hexdigest(), size=len(content))
+    return file, content
+
+
+@with_either
+def test_weights_by_name(project):
+    expected = dict(offer_other_weights(project, name) for name in OTHER_WEIGHTS)
+    out, _ = project.good("weights", *OTHER_WEIGHTS)
+    assert {path.name: path.read_bytes() for path in project.models.iterdir()} == expected
+    assert f"--backbone-params {project.models}/resnet50-v1-7.onnx" in out
+    assert project.good("weights", "se_resnet50", "shufflenet_v2")[0].count("already exists: ") == 2
+    assert len(project.asked()) == len(OTHER_WEIGHTS)
+
+
+@with_either
+def test_weights_by_name_among_other_names(project):
+    offer_weights(project)
+    file, _ = offer_other_weights(project, "se_resnet50")
+    project.good("weights", "se_resnet50", "cub200")
+    assert [path.name for path in project.models.iterdir()] == [file] and project.left() == ["CUB_200_2011"]
+    project.good("cub200", "weights")
+    assert len(list(project.models.iterdir())) == 3
+
+
+@with_either
+def test_wrong_weights_by_name(project):
+    file, content = offer_other_weights(project, "resnet50_v1_onnx")
+    project.server.files["/" + file] = content[:-1] + b"x"
+    assert file + ": could not be downloaded" in project.bad("weights", "resnet50_v1_onnx")
+    assert list(project.models.iterdir()) == []
+
+
+@with_either
+def test_another_server_is_named_if_the_zoo_fails(project):
+    offer_weights(project)
+    del project.server.files["/{}.zip".format(MXNETS)]
+    assert "bash download.sh weights resnet50_v1_onnx" in project.bad("weights")
+
+
+def test_weights_are_where_train_looks_for_them():
+    assert {name: OTHER_WEIGHTS[name][0] for name in weights.OTHER_FILES} == weights.OTHER_FILES
+
+
 @with_either
 @pytest.mark.parametrize(
     "content", [zip_of({MXNETS + ".params": b"other"}), zip_of({"a": b""}), b"<html>"], ids=["other", "none", "page"]
@@ -829,12 +891,24 @@ def test_the_first_error_is_the_last_word(project):
 
 
 @with_either
-@pytest.mark.parametrize("names", [[], ["mnist"], ["cub200", "mnist"], ["cub200 sop"], [""], ["--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "names",
+    [[], ["mnist"], ["cub200", "mnist"], ["cub200 sop"], [""], ["se_resnet50"], ["weights", "sop", "se_resnet50"]],
+    ids=" ".join,
+)
 def test_usage(project, names):
     line = project.bad(*names)
     assert (
         "usage: bash download.sh NAME..., with NAME one of: cub200 cars196 sop inshop checkpoint weights demo" in line
     )
+    assert project.asked() == []
+
+
+@with_either
+def test_help(project):
+    out, _ = project.good("--help")
+    assert out.startswith("usage: bash download.sh NAME..., with NAME one of: cub200 ")
+    assert all(name in out.splitlines()[1].split() for name in OTHER_WEIGHTS)
     assert project.asked() == []
 
 
@@ -858,20 +932,32 @@ def test_the_real_table():
         "md5": "[0-9a-f]{32}",
         "git": "[0-9a-f]{40}",
         "params": "[0-9a-f]{40}",
+        "sha256": "[0-9a-f]{64}",
         "zip": "intact",
         "rows": ".* 0 other",
     }
     names = [row[0] for row in real_table()]
-    assert len(set(names)) == len(names) == 9
+    assert len(set(names)) == len(names) == 15
     for file, size, check, addresses in real_table():
         kind, _, expected = check.partition(" ")
         assert re.fullmatch(kinds[kind], expected) and re.fullmatch("-|[0-9]+", size)
         assert all(re.match("https?://[a-z]", address) for address in addresses.split())
-        assert kind != "params" or expected[:8] == file[-12:-4]  # as the zoo names its files
+        assert kind != "params" or file.endswith((expected[:8] + ".zip", expected[:8] + ".params.zip"))
+
+
+def test_the_table_has_every_weights_file():
+    files = {row[0] for row in real_table()}
+    for file, end in [(name + ".params", "zip") for name in (MXNETS, GLUONCVS)] + list(OTHER_WEIGHTS.values()):
+        assert (file + end if end == ".zip" else file[: -len("params")] + end if end else file) in files
+
+
+def test_weights_of_the_zoo_have_a_mirror_in_china():
+    rows = [row[3].split() for row in real_table() if row[0].startswith("resnet50_v1")]
+    assert len(rows) == 3 and all("amazonaws.com.cn/gluon/models/" in addresses[2] for addresses in rows)
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_gluons_own_variable_names_the_zoo(slash):
     rows = real_table(MXNET_GLUON_REPO="http://zoo.example/mxnet" + slash)
-    addresses = [row[3].split()[0] for row in rows if row[0].startswith("resnet50")]
+    addresses = [row[3].split()[0] for row in rows if row[0].startswith("resnet50_v1-")]
     assert addresses == ["http://zoo.example/mxnet/gluon/models/{}.zip".format(name) for name in (MXNETS, GLUONCVS)]

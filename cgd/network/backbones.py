@@ -1,6 +1,6 @@
 """Backbones: the convolutional part of a network, whose last feature map the global descriptors pool.
 
-Any network of Gluon's model zoo, and the three networks of the paper's comparison that the zoo lacks.
+Any network of Gluon's model zoo, the three networks of the paper's comparison that the zoo lacks, and resnet50_v1b.
 """
 
 from cgd.system.environment import mx
@@ -36,6 +36,32 @@ def convolutions(name, last_stride=1):
     return _until_pooling(zoo.features, remove_stride=name.startswith("resnet") and last_stride == 1)
 
 
+def resnet50_v1b(last_stride=1):
+    """ResNet-50 with the stride of a block in its 3 x 3 convolution and without biases: that of torchvision and timm.
+
+    Gluon's resnet50_v1 has the stride in the first 1 x 1 convolution, so the weights of one compute something else in
+    the other. The names in saved parameters are those of GluonCV's network of this name.
+    """
+    body = nn.HybridSequential(prefix=OTHER_PREFIX)
+    with body.name_scope():
+        blocks = {
+            "conv1": nn.Conv2D(64, 7, 2, 3, use_bias=False),
+            "bn1": nn.BatchNorm(),
+            "relu": nn.Activation("relu"),
+            "maxpool": nn.MaxPool2D(3, 2, 1),
+        }
+        for stage, (channels, units) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), start=1):
+            layer = blocks[f"layer{stage}"] = nn.HybridSequential(prefix=f"stage{stage}_")
+            with layer.name_scope():
+                layer.add(BottleneckV1b(channels, 1 if stage == 1 else 2, shortcut=True))
+                layer.add(*[BottleneckV1b(channels) for _ in range(units - 1)])
+        for name, block in blocks.items():
+            body.register_child(block, name)
+    if last_stride == 1:
+        _remove_last_stride(body)
+    return body
+
+
 def se_resnet50(last_stride=1):
     """SE-ResNet-50 (Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018)."""
     zoo = vision.ResNetV1(SEBottleneck, [3, 4, 6, 3], [64, 256, 512, 1024, 2048], prefix=OTHER_PREFIX)
@@ -43,11 +69,14 @@ def se_resnet50(last_stride=1):
 
 
 def bn_inception(last_stride=1):
-    """BN-Inception (Ioffe and Szegedy, "Batch Normalization", 2015, Figure 5, as released)."""
+    """BN-Inception (Ioffe and Szegedy, "Batch Normalization", 2015, Figure 5, as released).
+
+    Its max pooling with stride 2 is padded at the end only, as in imgclsmob's network.
+    """
     body = nn.HybridSequential(prefix=OTHER_PREFIX)
     with body.name_scope():
-        body.add(_conv(64, 7, 2), nn.MaxPool2D(3, 2, padding=1))
-        body.add(_conv(64, 1), _conv(192, 3), nn.MaxPool2D(3, 2, padding=1))
+        body.add(_conv(64, 7, 2), nn.MaxPool2D(3, 2, ceil_mode=True))
+        body.add(_conv(64, 1), _conv(192, 3), nn.MaxPool2D(3, 2, ceil_mode=True))
         # branches: 1 x 1; 1 x 1, 3 x 3; 1 x 1, 3 x 3, 3 x 3; pooling, 1 x 1
         body.add(Inception([64], [64, 64], [64, 96, 96], "avg", 32))
         body.add(Inception([64], [64, 96], [64, 96, 96], "avg", 64))
@@ -63,10 +92,13 @@ def bn_inception(last_stride=1):
 
 
 def shufflenet_v2(last_stride=1):
-    """ShuffleNet V2 1x (Ma et al., "ShuffleNet V2: Practical Guidelines", ECCV 2018, Table 5)."""
+    """ShuffleNet V2 1x (Ma et al., "ShuffleNet V2: Practical Guidelines", ECCV 2018, Table 5).
+
+    The table does not say how the max pooling is padded: here at the end only, as in imgclsmob's network.
+    """
     body = nn.HybridSequential(prefix=OTHER_PREFIX)
     with body.name_scope():
-        body.add(_conv(24, 3, 2), nn.MaxPool2D(3, 2, padding=1))
+        body.add(_conv(24, 3, 2), nn.MaxPool2D(3, 2, ceil_mode=True))
         in_channels = 24
         for channels, units, stride in ((116, 4, 2), (232, 8, 2), (464, 4, last_stride)):
             body.add(ShuffleDown(in_channels, channels, stride))
@@ -75,6 +107,31 @@ def shufflenet_v2(last_stride=1):
             in_channels = channels
         body.add(_conv(1024, 1))
     return body
+
+
+class BottleneckV1b(nn.HybridBlock):
+    """Bottleneck with the stride in the 3 x 3 convolution: (N, C, H, W) -> (N, 4 channels, H / stride, W / stride).
+
+    shortcut : whether a 1 x 1 convolution adapts the input that is added to the output
+    """
+
+    def __init__(self, channels, stride=1, shortcut=False, **kwargs):
+        super().__init__(**kwargs)
+        with self.name_scope():
+            self.conv1, self.bn1 = nn.Conv2D(channels, 1, use_bias=False), nn.BatchNorm()
+            self.conv2, self.bn2 = nn.Conv2D(channels, 3, stride, 1, use_bias=False), nn.BatchNorm()
+            self.conv3, self.bn3 = nn.Conv2D(4 * channels, 1, use_bias=False), nn.BatchNorm()
+            self.downsample = None
+            if shortcut:
+                self.downsample = nn.HybridSequential(prefix="down_")
+                with self.downsample.name_scope():
+                    self.downsample.add(nn.Conv2D(4 * channels, 1, stride, use_bias=False), nn.BatchNorm())
+
+    def hybrid_forward(self, F, x):
+        residual = self.downsample(x) if self.downsample else x
+        x = F.Activation(self.bn1(self.conv1(x)), act_type="relu")
+        x = F.Activation(self.bn2(self.conv2(x)), act_type="relu")
+        return F.Activation(self.bn3(self.conv3(x)) + residual, act_type="relu")
 
 
 class SEBottleneck(vision.BottleneckV1):
@@ -134,7 +191,7 @@ class Inception(nn.HybridBlock):
     one, two, three : channels of the convolutions of the branches 1 x 1; 1 x 1, 3 x 3; and 1 x 1, 3 x 3, 3 x 3
     pool : "avg" or "max", the 3 x 3 pooling of the last branch
     pooled : channels of the 1 x 1 convolution after the pooling; 0 for none
-    stride : of the last convolution of each branch, and of the pooling
+    stride : of the last convolution of each branch, and of the pooling; 2 with "max" only
     """
 
     def __init__(self, one, two, three, pool, pooled, stride=1, **kwargs):
@@ -149,14 +206,31 @@ class Inception(nn.HybridBlock):
                 branch.add(*[_conv(*convolution) for convolution in zip(channels, kernels, strides)])
                 self.ways.add(branch)
             branch = nn.HybridSequential(prefix="")
-            branch.add(pooling(3, stride, padding=1), *([_conv(pooled, 1)] if pooled else []))
+            branch.add(pooling(3, 1, padding=1) if stride == 1 else MaxPoolFromStart())
+            branch.add(*([_conv(pooled, 1)] if pooled else []))
             self.ways.add(branch)
 
     def hybrid_forward(self, F, x):
         return F.concat(*[branch(x) for branch in self.ways])
 
 
-CUSTOM_BACKBONES = {"se_resnet50": se_resnet50, "bn_inception": bn_inception, "shufflenet_v2": shufflenet_v2}
+class MaxPoolFromStart(nn.HybridBlock):
+    """3 x 3 max pooling with stride 2, its first window at 0: (N, C, H, W), none negative -> (N, C, H / 2, W / 2).
+
+    Odd sides are rounded up, as by a padded convolution; MXNet's `ceil_mode` would round them down.
+    """
+
+    def hybrid_forward(self, F, x):
+        x = F.pad(x, mode="constant", pad_width=(0, 0, 0, 0, 0, 2, 0, 2))
+        return F.Pooling(x, kernel=(3, 3), stride=(2, 2), pool_type="max")
+
+
+CUSTOM_BACKBONES = {
+    "resnet50_v1b": resnet50_v1b,
+    "se_resnet50": se_resnet50,
+    "bn_inception": bn_inception,
+    "shufflenet_v2": shufflenet_v2,
+}
 
 
 def _conv(channels, kernel, stride=1):
@@ -202,6 +276,14 @@ def _remove_last_stride(features):
     for convolution in children(stages[-1][0], nn.Conv2D):
         if convolution._kwargs["stride"] == (2, 2):
             convolution._kwargs["stride"] = (1, 1)  # the zoo has no argument for it
+
+
+def names():
+    """The names of all backbones."""
+    try:
+        vision.get_model("")
+    except ValueError as error:  # the zoo's names are in no public place but this message, one on each line
+        return [*CUSTOM_BACKBONES, *str(error).split("\n\t")[1:]]
 
 
 def children(block, kind):

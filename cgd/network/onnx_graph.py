@@ -242,6 +242,14 @@ def _swap_axes(graph, node, inputs):
     graph.emit("Transpose", inputs, node["name"], perm=order)
 
 
+def _pad(graph, node, inputs):
+    if attribute(node, "mode") != "constant" or attribute(node, "constant_value", 0):
+        raise NotImplementedError("it does not pad with zeros")
+    width = attribute(node, "pad_width")
+    pads = graph.constant(f"{node['name']}_width", [*width[::2], *width[1::2]], np.int64)
+    graph.emit("Pad", [*inputs, pads], node["name"])
+
+
 def _unknown(graph, node, inputs):
     raise NotImplementedError("no translation of this type")
 
@@ -270,6 +278,7 @@ TRANSLATIONS = {
     "SliceChannel": _split,
     "Reshape": _reshape,
     "SwapAxis": _swap_axes,
+    "Pad": _pad,
     "Dropout": _plainly("Identity"),
 }
 

@@ -84,7 +84,7 @@ TABLES = {
     "backbones": Table(
         "Backbones",
         rows_of("backbone", ("resnet50_v1", "se_resnet50", "bn_inception", "shufflenet_v2")),
-        note="Gluon's model zoo has weights for the first only; --weights DIR is a folder with BACKBONE.params.",
+        note="bash download.sh weights BACKBONE fetches weights; --weights DIR is a folder with BACKBONE.params.",
     ),
     "instances": Table(
         "Images of each identity in a batch",

@@ -53,7 +53,9 @@ def parse(words, description=None):
     flags.add_data_flags(parser, "cub200")
     group = parser.add_argument_group("initial weights")
     start = group.add_mutually_exclusive_group()
-    help_ = "ImageNet weights of the backbone (default: from Gluon's model zoo)"
+    help_ = (
+        "ImageNet weights of the backbone, Gluon's, ONNX and others: docs/weights.md (default: from Gluon's model zoo)"
+    )
     start.add_argument("--backbone-params", metavar="FILE", help=help_)
     start.add_argument("--from-scratch", action="store_true", help="random weights")
     help_ = "checkpoint to fine-tune; its network, image size, mean and std become the defaults"

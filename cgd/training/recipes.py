@@ -25,7 +25,9 @@ class Recipe:
 
     config: str = number("MG", "descriptors in order, letters of S, M and G; the first one also feeds the classifier")
     dim: int = number(1536, "dimensions of the embedding", low=1)
-    backbone: str = number("resnet50_v1", "any of Gluon's model zoo, or se_resnet50, bn_inception, shufflenet_v2")
+    backbone: str = number(
+        "resnet50_v1", "any of Gluon's model zoo, or resnet50_v1b, se_resnet50, bn_inception, shufflenet_v2"
+    )
     architecture: str = number("CGD", "how descriptors are combined (Table 3 of the paper)", choices=ARCHITECTURES)
     fusion: str = number("concat", "how branches are combined into one embedding", choices=FUSIONS)
     gem_p: float = number(3.0, "initial power of GeM", low=1, high=6)

@@ -229,11 +229,12 @@ def test_frozen_batch_norm_neither_moves_nor_looks_at_the_batch():
 
 # channels of the last map, and millions of parameters with 1,000 classes: the paper's table, by FACTS of its readers
 BACKBONES = {"se_resnet50": (2048, 28.1), "bn_inception": (1024, 11.3), "shufflenet_v2": (1024, 2.28)}
+SIZES = dict(BACKBONES, resnet50_v1b=(2048, 25.6))
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", SIZES)
 def test_a_backbone_of_ours_has_its_size_and_its_stride(name):
-    channels, millions = BACKBONES[name]
+    channels, millions = SIZES[name]
     for last_stride, side in ((2, 4), (1, 8)):
         features = backbones.convolutions(name, last_stride)
         features.initialize()
@@ -451,6 +452,8 @@ def test_weights_that_cannot_be_downloaded_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(weights.model_store.get_model_file, "__defaults__", (str(tmp_path),))
     with pytest.raises(InputError, match="--backbone-params"):
         weights.zoo_file("resnet18_v1")
+    with pytest.raises(InputError, match="bash download.sh weights .*--backbone-params"):
+        weights.zoo_file("resnet50_v1")
 
 
 def test_real_imagenet_weights_load(shared):

@@ -47,7 +47,8 @@ def test_the_descriptors_are_the_same(tmp_path, flags):
 
 
 @pytest.mark.parametrize(
-    "backbone", ["resnet18_v2", "squeezenet1.0", "densenet121", "se_resnet50", "bn_inception", "shufflenet_v2"]
+    "backbone",
+    ["resnet18_v2", "squeezenet1.0", "densenet121", "resnet50_v1b", "se_resnet50", "bn_inception", "shufflenet_v2"],
 )
 def test_every_kind_of_backbone(tmp_path, backbone):
     np.testing.assert_allclose(*outputs(saved(tmp_path, backbone), {"fold": True}), atol=1e-5)

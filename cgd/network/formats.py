@@ -1,0 +1,153 @@
+"""Weight files of several programs, recognised by their content: MXNet, ONNX and safetensors.
+
+ONNX models and safetensors are read here, in a few lines, because only their arrays are needed, not their packages.
+"""
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from cgd.network.parameters import FILE_MAGIC, read_arrays
+from cgd.system.environment import mx
+from cgd.system.errors import InputError
+
+# Floating-point types, by their names in safetensors and their numbers in ONNX. numpy has no bfloat16: its 16 bits are
+# the upper half of a float32. Integers are shapes and counters, not weights, and are left out.
+SAFETENSORS_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"}
+ONNX_TYPES = {11: "<f8", 1: "<f4", 10: "<f2", 16: "bfloat16"}
+
+# Fields of ONNX's protobuf messages, from onnx.proto.
+GRAPH, INITIALISER = 7, 5
+DIMS, DATA_TYPE, FLOAT_DATA, NAME, RAW_DATA, DATA_LOCATION = 1, 2, 4, 8, 9, 14
+
+KINDS = "Gluon parameters, an ONNX model or safetensors"
+MXNET = struct.pack("<Q", FILE_MAGIC)  # what Gluon parameters begin with
+OTHERS = {  # what files begin with that are refused with advice
+    b"PK": "a zip archive or a PyTorch checkpoint: unpack an archive; save a PyTorch checkpoint as .safetensors "
+    "(safetensors.torch.save_file)",
+    b"\x89HDF": "an HDF5 file, as Keras writes them",
+    b"\x1f\x8b": "a gzip archive: unpack it",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: download the file",
+}
+
+
+def read(file):
+    """{name: NDArray} in float32, the weights in a file, with the names that the file has.
+
+    Reads what mx.nd.save wrote, ONNX models, safetensors, and a checkpoint given by its prefix: PREFIX-0000.params.
+    Raises InputError if the file is missing, invalid, or of another kind.
+    """
+    if not Path(file).exists() and Path(f"{file}-0000.params").exists():
+        file = f"{file}-0000.params"
+    try:
+        with open(file, "rb") as opened:
+            start = opened.read(32)
+            data = memoryview(b"" if start.startswith(MXNET) else start + opened.read())
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}")
+    if start.startswith(MXNET):
+        arrays = {name: value.astype("float32", copy=False) for name, value in read_arrays(file).items()}
+        return _finite(arrays, file)
+    for other, what in OTHERS.items():
+        if start.startswith(other):
+            raise InputError(f"{file}: {what}; expected {KINDS}")
+    try:
+        arrays = _safetensors(data) if start[8:9] == b"{" else _initialisers(data)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        raise InputError(f"{file}: expected {KINDS}; the file may be truncated ({type(error).__name__}: {error})")
+    if not arrays:
+        raise InputError(f"{file}: contains no weights; expected {KINDS}")
+    return _finite({name: mx.nd.array(np.atleast_1d(value), dtype="float32") for name, value in arrays.items()}, file)
+
+
+def _finite(arrays, file):
+    for name, value in arrays.items():
+        if not np.isfinite(value.asnumpy()).all():
+            raise InputError(f"{file}: {name} contains values that are not finite; the file may be damaged")
+    return arrays
+
+
+def _safetensors(data):
+    """{name: array} of safetensors: the header's length in 8 bytes, the header in JSON, the values of all arrays."""
+    start = 8 + struct.unpack_from("<Q", data)[0]
+    if start > len(data):
+        raise ValueError("unexpected end of the header")
+    header = json.loads(bytes(data[8:start]).decode())
+    arrays = {}
+    for name, entry in header.items():
+        if name != "__metadata__" and entry["dtype"] in SAFETENSORS_TYPES:
+            first, end = entry["data_offsets"]
+            if not 0 <= first <= end <= len(data) - start:
+                raise ValueError(f"{name} reaches beyond the end of the file")
+            values = _floats(data[start + first : start + end], SAFETENSORS_TYPES[entry["dtype"]])
+            arrays[name] = values.reshape(entry["shape"])
+    return arrays
+
+
+def _initialisers(data):
+    """{name: array} of the initialisers of an ONNX model, its weights."""
+    graphs = [value for number, value in _fields(data) if number == GRAPH]
+    return dict(filter(None, (_tensor(value) for graph in graphs for n, value in _fields(graph) if n == INITIALISER)))
+
+
+def _tensor(data):
+    """(name, array) of ONNX's TensorProto, or None if its values are integers."""
+    fields = {}
+    for number, value in _fields(data):
+        fields.setdefault(number, []).append(value)
+    name, kind = fields[NAME][0].tobytes().decode(), ONNX_TYPES.get(fields[DATA_TYPE][0])
+    if kind is None:
+        return None
+    if fields.get(DATA_LOCATION, [0])[0]:
+        raise ValueError(f"{name} is in another file")
+    dims = fields.get(DIMS, [])
+    shape = dims if all(isinstance(length, int) for length in dims) else _varints(dims[0])  # one by one, or packed
+    values = fields.get(RAW_DATA) or fields.get(FLOAT_DATA, [])
+    return name, np.concatenate([_floats(part, kind) for part in values]).reshape(shape)
+
+
+def _floats(data, kind):
+    """The float32 array of little-endian values."""
+    if kind == "bfloat16":
+        return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    with np.errstate(over="ignore"):  # `read` looks for infinite values
+        return np.frombuffer(data, kind).astype(np.float32)
+
+
+def _fields(data):
+    """(number, value) of each field of a protobuf message; the value is an int, or a memoryview of bytes."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        kind = key & 7
+        if kind == 0:
+            value, at = _varint(data, at)
+        elif kind in (1, 2, 5):
+            size, at = _varint(data, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
+            value, at = data[at : at + size], at + size
+        else:
+            raise ValueError(f"unknown wire type {kind} at byte {at}")
+        if at > len(data):
+            raise ValueError("unexpected end of a message")
+        yield key >> 3, value
+
+
+def _varint(data, at):
+    """A protobuf integer at byte `at`, 7 bits in each byte, the lowest first; and the offset after it."""
+    value = shift = 0
+    while True:
+        if at >= len(data) or shift > 63:
+            raise ValueError(f"invalid integer at byte {at}")
+        value, shift, at = value | (data[at] & 127) << shift, shift + 7, at + 1
+        if data[at - 1] < 128:
+            return value, at
+
+
+def _varints(data):
+    values, at = [], 0
+    while at < len(data):
+        value, at = _varint(data, at)
+        values.append(value)
+    return values
