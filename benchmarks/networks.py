@@ -54,9 +54,8 @@ def pictures_of(folder, size, count):
 
 def prepare(name, folder):
     """Writes the files of a network into folder/NAME: the checkpoints net and net-int8, net.onnx, and pictures."""
-    from cgd.network import int8, onnx_graph
     from cgd.data import images
-    from cgd.network import checkpoints, model
+    from cgd.network import checkpoints, int8, model, onnx_graph
     from cgd.system.environment import mx
 
     network, folder = NETWORKS[name], folder / name
