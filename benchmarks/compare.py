@@ -33,7 +33,7 @@ from cgd.system.machine import usable_cores  # noqa: E402
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 PACKAGES = ("mxnet", "torch", "onnxruntime", "openvino", "nncf", "faiss-cpu", "numpy")
-SECONDS = 1.0  # of a turn
+SECONDS = 0.7  # of a turn, at least
 MATRIX = 4096  # side of the matrices whose product is the limit
 TABLES = {
     "inference": (INFERENCE, ("ResNet-50", "MobileNetV2")),
