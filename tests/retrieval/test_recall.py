@@ -96,6 +96,52 @@ def test_nearest_is_that_of_a_full_sort(kind):
         assert np.array_equal(nearest(x, k, x[:40]), reference_nearest(x, k, x[:40]))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_nearest_does_not_depend_on_the_blocks(kind, monkeypatch):
+    rng = np.random.default_rng(7)
+    x = KINDS[kind](rng, 90, 16).astype(np.float32)
+    monkeypatch.setattr(recall_module, "_BLOCK", 13)
+    for k in (1, 5, 89):
+        assert np.array_equal(nearest(x, k), reference_nearest(x, k))
+    for k in (1, 5, 40):
+        assert np.array_equal(nearest(x, k, x[:40]), reference_nearest(x, k, x[:40]))
+
+
+def test_items_that_come_nearer_and_nearer(monkeypatch):
+    """Sorted from far to near, every block has new neighbours for every query."""
+    monkeypatch.setattr(recall_module, "_BLOCK", 100)
+    x = np.arange(1000, 0, -1)[:, None] * [[0.5, 1.0]]
+    assert np.array_equal(nearest([[0, 0], [0, 1]], 3, x), [[999, 998, 997]] * 2)
+    assert np.array_equal(nearest(x, 2), reference_nearest(x, 2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_distances(kind):
+    rng = np.random.default_rng(8)
+    x = KINDS[kind](rng, 60, 16).astype(np.float32)
+    found, distances = nearest(x[:7], 5, x, return_distances=True)
+    assert np.array_equal(found, nearest(x[:7], 5, x))
+    expected = np.sqrt(np.sort(squared_distances(x[:7], x), axis=1)[:, :5])
+    assert distances.dtype == np.float64 and distances == pytest.approx(expected, rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize("dtype", (np.float16, np.float32))
+def test_a_gallery_on_disk_is_not_copied(dtype, tmp_path):
+    rng = np.random.default_rng(9)
+    gallery = np.lib.format.open_memmap(tmp_path / "gallery.npy", "w+", dtype, (30_000, 64))
+    gallery[:] = unit(rng, 30_000, 64)
+    queries = unit(rng, 3, 64).astype(np.float32)
+    tracemalloc.start()
+    found = nearest(queries, 4, gallery)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(found, reference_nearest(queries, 4, np.asarray(gallery)))
+    assert peak < 3e6  # in float16 the gallery has 3.8 MB
+    gallery[20_000, 3] = np.nan
+    with pytest.raises(ValueError, match="gallery: row 20000 is not finite"):
+        nearest(queries, 4, gallery)
+
+
 def test_by_hand():
     x = [[0.0], [1.0], [3.0], [7.0], [8.0], [20.0]]
     labels = [0, 1, 0, 1, 1, 2]
