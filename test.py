@@ -108,7 +108,9 @@ def main():
     ctx = environment.context(options.gpu)
     if options.dtype == "bfloat16" and not environment.has_amx:
         print("warning: without AMX in the CPU, bfloat16 can be slower than float32", file=sys.stderr)
-    with environment.memory_for(f"try --batch-size {max(1, options.batch_size // 2)}"):
+    others = checkpoint.pooled() if options.pooled else {}
+    smaller = f"try --batch-size {max(1, options.batch_size // 2)}"
+    with environment.memory_for(smaller):
         result = evaluate(checkpoint.graph(ctx, size, options.dtype), ctx)
     print(
         "{:.1f} images/s, search {:.2f} s, {} images{}".format(
@@ -119,15 +121,15 @@ def main():
         )
     )
     print(evaluation.report(dataset.ranks, result.recalls))
-    pooled = {}
-    for letter, vectors in checkpoint.pooled().items() if options.pooled else ():
-        pooled[letter] = evaluate(vectors.graph(ctx, size, options.dtype), ctx).recalls
-        print(f"pooled vector {letter}:\n{evaluation.report(dataset.ranks, pooled[letter])}")
-
-    dtype = "int8" if description["dtype"] == "int8" else options.dtype
     if options.save_embeddings:
         save_embeddings(options.save_embeddings, result, dataset.classes)
+    pooled = {}
+    for letter, vectors in others.items():
+        with environment.memory_for(smaller):
+            pooled[letter] = evaluate(vectors.graph(ctx, size, options.dtype), ctx).recalls
+        print(f"pooled vector {letter}:\n{evaluation.report(dataset.ranks, pooled[letter])}")
     if options.results:
+        dtype = "int8" if description["dtype"] == "int8" else options.dtype
         save_results(options, result, pooled, dataset, cropped, dtype, environment.versions())
 
 

@@ -93,6 +93,8 @@ def compare(titles, name, images, folder, rounds):
             contestants.append(Contestant(title, name, folder))
         except ValueError as error:
             print(f"{name}: {title} is left out: {error}", file=sys.stderr)
+    if not contestants or contestants[0].title != next(iter(titles)):
+        sys.exit(f"{name}: nothing to compare with")
     for _ in range(rounds):
         for contestant in contestants:
             contestant.turn(images)
@@ -119,7 +121,7 @@ def table(rates, flops=None, limit=None):
 
 
 def matrix_rate():
-    """Floating-point operations per second of a large float32 product, the best of numpy, PyTorch and oneDNN."""
+    """Floating-point operations per second of a large float32 product, the best of numpy and PyTorch."""
     import torch
 
     torch.set_num_threads(usable_cores())
@@ -139,9 +141,7 @@ def cpu():
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
-    known = [
-        flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if flag in flags
-    ]
+    known = [flag for flag in FLAGS if flag in flags]
     return f"{model}, {usable_cores()} cores, {' '.join(known)}"
 
 

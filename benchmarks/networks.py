@@ -41,7 +41,7 @@ def recipe(network):
 
 
 def pictures_of(folder, size, count):
-    """(N, H, W, 3) uint8 NDArray of the demo set's training pictures, and the DemoSet."""
+    """(N, H, W, 3) uint8 NDArray of the demo set's training pictures."""
     from cgd.data import birds, datasets, images
     from cgd.data.loader import Loader
 

@@ -27,7 +27,7 @@ try:
 except ImportError:
     faiss = None
 
-BLOCK = 1024
+BLOCK = 2048  # that of recall_at_k
 KS = (1, 10, 100, 1000)
 NEIGHBOURS = 10
 NOISE = 3.3  # standard deviation per coordinate; that of the class centres is 1. R@1 is near 0.5 at the default size

@@ -188,7 +188,7 @@ def test_held_out_classes_choose_best_and_the_test_split_is_evaluated_once(small
     words = ["--from-scratch", "--iterations", 4, "--eval-every", 2, "--output-dir", tmp_path / "run", *SMALL]
     result = here("train.py", *data, "--validation-classes", 0.5, *words, "--batch-size", 4)
     assert result.returncode == 0, result.stderr
-    assert "validation: the last 2 classes, 12 images" in result.stdout
+    assert "validation: the last 2 training classes, 12 images" in result.stdout
     held = [record for record in datasets.load("demo", small_demo).train if record.identity >= 2]
     listed = write_list(tmp_path / "held.txt", held, small_demo)
     lists = ["--dataset", "lists", "--data-dir", small_demo, "--test-txt", listed]
@@ -198,8 +198,10 @@ def test_held_out_classes_choose_best_and_the_test_split_is_evaluated_once(small
         logged = json.loads((tmp_path / "run" / f"{name}.json").read_text())
         assert printed(here(*prefix, *lists)) == [round(recall, 4) for recall in logged["recall"].values()]
         assert logged["recall_of"] == "validation classes"
-        (line,) = [line for line in result.stdout.splitlines() if line.startswith(f"test split, {name}: ")]
+        (line,) = [line for line in result.stdout.splitlines() if line.startswith(f"{name}, test split: ")]
         assert re.findall(r"R@\d+ (\d\.\d{4})", line) == [f"{r:.4f}" for r in printed(here(*prefix, *data))]
+        kept = json.loads((tmp_path / "run" / "test.json").read_text())[name]
+        assert [round(recall, 4) for recall in kept.values()] == printed(here(*prefix, *data))
 
 
 def test_pooled_vectors_are_evaluated_beside_the_embedding(run, small_demo, tmp_path, evaluate):

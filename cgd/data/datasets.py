@@ -40,7 +40,8 @@ Record = namedtuple("Record", "path identity box image_id")
 # classes : list of Class, indexed by the identities of `test` and `gallery`
 # tested : what `test` is, for messages: the test split, or validation classes (see `hold_out`)
 Dataset = namedtuple("Dataset", "name train test ranks gallery classes tested")
-Dataset.__new__.__defaults__ = (None, (), "test split")
+TEST_SPLIT = "test split"
+Dataset.__new__.__defaults__ = (None, (), TEST_SPLIT)
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp")  # the formats that images.read_image reads
 
@@ -314,8 +315,8 @@ def check_ranks(dataset):
     most = len(dataset.gallery) if dataset.gallery else len(dataset.test) - 1
     if max(dataset.ranks) > most:
         raise InputError(
-            f"Recall@{max(dataset.ranks)}: each query is searched in {most} images, so K must be at most {most}; set "
-            "--recallk"
+            f"Recall@{max(dataset.ranks)} of the {dataset.tested}: each query is searched in {most} images, so K must "
+            f"be at most {most}; set --recallk"
         )
 
 

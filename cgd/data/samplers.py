@@ -43,8 +43,8 @@ class IdentitySampler:
         self.groups = np.split(order, firsts[1:])  # record indices of each identity
         if len(self.groups) < self.per_batch:
             raise InputError(
-                f"a batch needs {self.per_batch} identities (--batch-size / --images-per-identity), the data set has "
-                f"{len(self.groups)}: try --batch-size {len(self.groups) * images_per_identity}"
+                f"a batch needs {self.per_batch} identities (--batch-size / --images-per-identity), there are "
+                f"{len(self.groups)} to train on: try --batch-size {len(self.groups) * images_per_identity}"
             )
 
     def __len__(self):

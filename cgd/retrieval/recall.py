@@ -75,12 +75,13 @@ def nearest(embeddings, k, gallery=None, *, return_distances=False):
     Returns an (N, k) array of indices into the gallery, or into the embeddings; with `return_distances` a tuple of it
     and the (N, k) float64 distances. Distances are Euclidean and exact, as in `recall_at_k`.
 
-    Memory: a copy of the queries, blocks of 2048 x D and 2048 x 2048 values, about 400 bytes x k per query, and 12
-    bytes per item. A gallery of float32 or float16 is not copied but read twice, block by block, so that it may be a
+    Memory: a copy of the queries, blocks of 2048 x D and 2048 x 2048 values, about 400 bytes x k per query (many times
+    as much if most vectors are equal), and 12 bytes per item. A gallery of float32 or float16 is not copied but read twice, block by block, so that it may be a
     np.memmap of a file that is larger than the memory.
 
     Raises ValueError for empty input, k out of range, mismatched shapes, and vectors that are not finite in float32.
     """
+    k = index(k)
     x, y, scale = _queries_and_items(embeddings, gallery)
     most = len(y) - (gallery is None)
     if not 1 <= k <= most:
@@ -284,7 +285,7 @@ def _pairs(mask, rows, columns, bound):
 
 def _first_copies(vectors):
     """(n,) for each vector the index of the first vector equal to it."""
-    _, first, inverse = np.unique(vectors.sum(axis=1), return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(vectors.sum(axis=1, dtype=np.float64), return_index=True, return_inverse=True)
     copy = first[inverse]
     later = np.flatnonzero(copy != np.arange(len(copy)))  # equal vectors have equal sums, but so may others
     for part in _slices(len(later), 1024):

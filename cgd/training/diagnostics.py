@@ -7,7 +7,7 @@ from contextlib import suppress
 from cgd.network.descriptors import MAX_P
 
 LINES = 3  # consecutive log lines that must agree: a single batch says little
-COURSE = 10  # log lines whose mean ratio of distances is compared with that of the first lines
+COURSE = 10  # log lines whose mean ratio of distances is compared with that of earlier ones
 VANISHED = 1e-4  # a distance between unit vectors at which float32 has few digits left
 FALL = 0.02  # of that ratio: several times the noise of a mean of COURSE lines
 
@@ -21,7 +21,8 @@ class Diagnostics:
     def __init__(self, recipe, tell):
         self.recipe, self.tell, self.told = recipe, tell, set()
         self.lines = deque(maxlen=LINES)
-        self.first, self.latest = [], deque(maxlen=COURSE)  # ratios of hardest positive to hardest negative
+        self.latest = deque(maxlen=COURSE)  # ratios of hardest positive to hardest negative
+        self.means = []  # of the ratios of COURSE consecutive lines
 
     def catch_up(self, lines):
         """Looks at the log lines of a run to be resumed, without a warning: they have been printed then."""
@@ -35,8 +36,8 @@ class Diagnostics:
         """Checks one more log line of training figures; prints a warning where there is one."""
         self.latest.append(figures["hardest_positive"] / max(figures["hardest_negative"], 1e-12))
         self.lines.append(figures)
-        if len(self.first) < COURSE:
-            self.first.append(self.latest[-1])
+        if len(self.latest) == COURSE:
+            self.means.append(sum(self.latest) / COURSE)
         if len(self.lines) == LINES:
             for kind in (self.collapse, self.power):
                 text = None if kind in self.told else kind()
@@ -56,15 +57,18 @@ class Diagnostics:
             return None
         if any(line["active_triplets"] < 0.99 or line["hardest_positive"] > recipe.margin / 2 for line in self.lines):
             return None
-        before, now = sum(self.first) / len(self.first), sum(self.latest) / len(self.latest)
-        if len(self.first) < COURSE or (now < before - FALL and self.lines[-1]["hardest_positive"] > VANISHED):
+        if len(self.means) <= COURSE:
+            return None
+        before, now, best = self.means[0], self.means[-1], min(self.means)
+        improved = now < before - FALL and now < best + FALL
+        if improved and self.lines[-1]["hardest_positive"] > VANISHED:
             return None
         return (
             "the triplet loss may have collapsed: it is {ranking_loss:.3f}, close to its margin {}; the hardest "
             "positives are {hardest_positive:.3g} apart, the hardest negatives {hardest_negative:.3g}, and their ratio "
-            "is {:.2f}, in the first log lines {:.2f}. Try a lower --lr, --freeze-batch-norm no, --soft-margin yes or "
+            "is {:.2f}, at the start it was {:.2f}, at best {:.2f}. Try a lower --lr, --freeze-batch-norm no, --soft-margin yes or "
             "a larger --batch-size"
-        ).format(recipe.margin, now, before, **self.lines[-1])
+        ).format(recipe.margin, now, before, best, **self.lines[-1])
 
     def power(self):
         """A learned p of GeM that stays at one of its bounds."""

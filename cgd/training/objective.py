@@ -65,11 +65,13 @@ class Objective:
     def pieces(self, images):
         """The pieces of a batch: (device, its images as a slice), in turn over the devices; sizes differ by at most 1.
 
+        No piece has a single image, for which batch norm has no variance; so with `micro_batch` 2 some may have 3 or 4.
         In a batch the images of an identity are adjacent.
         """
         devices = len(self.devices)
         share = -(-images // devices)
-        count = devices * -(-share // (self.micro_batch or share))
+        most = images // devices // 2  # pieces of a device that have two images each
+        count = devices * max(1, min(-(-share // (self.micro_batch or share)), most))
         return [(self.devices[first % devices], slice(first, None, count)) for first in range(count)]
 
     def largest_piece(self, images):

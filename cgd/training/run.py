@@ -1,5 +1,6 @@
 """A training run, from its options and its recipe to its report."""
 
+import json
 from pathlib import Path
 
 from cgd.data import datasets, flags, loader
@@ -7,6 +8,7 @@ from cgd.network import weights
 from cgd.network.checkpoints import Checkpoint
 from cgd.system import environment
 from cgd.system.errors import InputError
+from cgd.system.files import replacing
 from cgd.training import cluster, curves, record, state, trainer
 
 
@@ -29,13 +31,15 @@ def train(options, recipe, resumed, store):
     now = record.new(options, dataset, store)
     if options.validation_classes:
         dataset = datasets.hold_out(whole, options.validation_classes)
-        print(f"validation: the last {datasets.count_identities(dataset.test)} classes, {len(dataset.test)} images")
+        held = datasets.count_identities(dataset.test)
+        print(f"validation: the last {held} training classes, {len(dataset.test)} images")
     if resumed:
         record.check(resumed, now)
     unreadable = loader.Unreadable(options.skip_unreadable)
     processes = options.num_workers, options.eval_batch_size, unreadable
     loaders = trainer.loaders(dataset, recipe, *processes)
-    test = trainer.evaluator(whole, recipe, *processes) if options.validation_classes else None
+    leads = store is None or store.rank == 0
+    test = trainer.evaluator(whole, recipe, *processes) if options.validation_classes and leads else None
     devices = [environment.context(number) for number in options.gpu]
     environment.seed_everything(options.seed)
     net = trainer.build(recipe, dataset, devices)
@@ -53,10 +57,12 @@ def train(options, recipe, resumed, store):
 
     scores = training.run(options.save_every)
     if training.leads:
+        curves.tell(folder)
         report(scores, folder, recipe, dataset)
         if test:
-            report_test(test, folder, devices[0])
-        curves.tell(folder)
+            report_test(test, folder, devices[0], options.eval_batch_size)
+        else:
+            print("`best` was selected on the test split and is optimistic; compare `last` with other results.")
 
 
 def load_weights(net, options, recipe):
@@ -84,12 +90,18 @@ def report(scores, folder, recipe, dataset):
     last, best, iteration = scores
     for name, recalls, number in (("last", last, recipe.iterations), ("best", best, iteration)):
         text = trainer.recall_text(dataset.ranks, recalls)
-        print(f"{name}: {text}  (iteration {number}, {folder}/{name})")
-    print(f"`best` was selected on the {dataset.tested} and is optimistic; compare `last` with other results.")
+        of = "" if dataset.tested == datasets.TEST_SPLIT else f", {dataset.tested}"
+        print(f"{name}{of}: {text}  (iteration {number}, {folder}/{name})")
 
 
-def report_test(evaluate, folder, device):
-    """Evaluates `last` and `best` on the test split, after validation classes have chosen `best`."""
+def report_test(evaluate, folder, device, batch_size):
+    """Evaluates `last` and `best` on the test split, after validation classes have chosen `best`. Writes test.json."""
+    ranks, found = evaluate.dataset.ranks, {}
     for name in ("last", "best"):
-        result = evaluate(Checkpoint(folder / name).graph(device), device)
-        print(f"test split, {name}: {trainer.recall_text(evaluate.dataset.ranks, result.recalls)}")
+        with environment.memory_for(f"test.py evaluates {folder}/{name}; try --batch-size {max(1, batch_size // 2)}"):
+            recalls = evaluate(Checkpoint(folder / name).graph(device), device).recalls
+        found[name] = dict(zip(map(str, ranks), recalls))
+        print(f"{name}, test split: {trainer.recall_text(ranks, recalls)}")
+    with replacing(folder / "test.json") as part:
+        part.write_text(json.dumps(found, indent=1) + "\n")
+    print("The test split has chosen nothing: compare these figures with other results.")

@@ -168,7 +168,7 @@ class Trainer:
             # Printed where a stop can interrupt it: the reader of a pipe may have stalled.
             progress.set_postfix_str(text, refresh=False)
             progress.update()
-            if logged:
+            if logged and self.leads:
                 self.diagnostics.look(figures)
             if self._evaluation_is_due():
                 self._evaluate_once(log)

@@ -396,7 +396,7 @@ def test_the_last_training_classes_are_held_out():
         assert [record.identity for record in changed.test] == [n // 2 for n in range(10 - 2 * kept)]
     with pytest.raises(InputError, match="only one training class"):
         datasets.hold_out(dataset._replace(train=train[:2]), 0.2)
-    with pytest.raises(InputError, match="Recall@2: each query is searched in 1 images"):
+    with pytest.raises(InputError, match="Recall@2 of the validation classes: each query is searched in 1 images"):
         datasets.hold_out(dataset._replace(ranks=(1, 2)), 0.2)
 
 

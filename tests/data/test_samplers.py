@@ -65,7 +65,7 @@ def test_labels_need_not_be_in_order():
         (dict(batch_size=30), "multiple"),
         (dict(batch_size=0), "positive"),
         (dict(images_per_identity=0), "multiple"),
-        (dict(batch_size=84), "21 identities.*has 20"),
+        (dict(batch_size=84), "21 identities.*there are 20"),
     ],
 )
 def test_impossible_batches_are_said(changes, words):
