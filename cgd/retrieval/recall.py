@@ -76,8 +76,8 @@ def nearest(embeddings, k, gallery=None, *, return_distances=False):
     and the (N, k) float64 distances. Distances are Euclidean and exact, as in `recall_at_k`.
 
     Memory: a copy of the queries, blocks of 2048 x D and 2048 x 2048 values, about 400 bytes x k per query (many times
-    as much if most vectors are equal), and 12 bytes per item. A gallery of float32 or float16 is not copied but read twice, block by block, so that it may be a
-    np.memmap of a file that is larger than the memory.
+    as much if most vectors are equal), and 12 bytes per item. A gallery of float32 or float16 is not copied but read
+    twice, block by block, so that it may be a np.memmap of a file that is larger than the memory.
 
     Raises ValueError for empty input, k out of range, mismatched shapes, and vectors that are not finite in float32.
     """

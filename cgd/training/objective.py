@@ -65,8 +65,8 @@ class Objective:
     def pieces(self, images):
         """The pieces of a batch: (device, its images as a slice), in turn over the devices; sizes differ by at most 1.
 
-        No piece has a single image, for which batch norm has no variance; so with `micro_batch` 2 some may have 3 or 4.
-        In a batch the images of an identity are adjacent.
+        No piece has a single image, for which batch norm has no variance; where this needs it, some have one or two
+        images more than `micro_batch`. In a batch the images of an identity are adjacent.
         """
         devices = len(self.devices)
         share = -(-images // devices)

@@ -366,7 +366,7 @@ def test_a_class_of_one_image_cannot_be_trained_on(monkeypatch):
 
 def test_a_k_larger_than_the_set_is_told():
     datasets.check_ranks(dataset_of([], [0, 0, 1]))
-    with pytest.raises(InputError, match="Recall@3: each query is searched in 2 images.*--recallk"):
+    with pytest.raises(InputError, match="Recall@3 of the test split: each query is searched in 2 images.*--recallk"):
         datasets.check_ranks(dataset_of([], [0, 0, 1], ranks=(1, 3)))
     datasets.check_ranks(dataset_of([], [0], [0, 0, 0], ranks=(3,)))
     with pytest.raises(InputError, match="3 images"):
