@@ -66,8 +66,8 @@ class Diagnostics:
         return (
             "the triplet loss may have collapsed: it is {ranking_loss:.3f}, close to its margin {}; the hardest "
             "positives are {hardest_positive:.3g} apart, the hardest negatives {hardest_negative:.3g}, and their ratio "
-            "is {:.2f}, at the start it was {:.2f}, at best {:.2f}. Try a lower --lr, --freeze-batch-norm no, --soft-margin "
-            "yes or a larger --batch-size"
+            "is {:.2f}, at the start it was {:.2f}, at best {:.2f}. Try a lower --lr, --freeze-batch-norm no, "
+            "--soft-margin yes or a larger --batch-size"
         ).format(recipe.margin, now, before, best, **self.lines[-1])
 
     def power(self):
