@@ -62,6 +62,10 @@ class Optimiser:
             inner.lr_scheduler = self._servers_schedule(iteration)
             inner.lr = self.learning_rate(iteration)
         self.trainer._init_kvstore()
+        self.trainer._init_params()
+        # With `dist_sync` the server overwrites the parameters by the sum of gradients, once all workers have sent
+        # theirs. It may handle a worker's later requests first: one still waiting for the parameters gets that sum.
+        mx.nd.waitall()
 
     def _servers_schedule(self, iteration):
         rate = self.learning_rate(iteration)

@@ -114,6 +114,33 @@ def test_one_worker_whose_server_updates_is_as_none(small_demo, tmp_path):
         np.testing.assert_allclose(worker[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
+def test_gradients_are_sent_only_once_the_parameters_have_come(monkeypatch):
+    """Sent at once, a parameter became the sum of gradients in 4 of 20 runs: too rare to test, so the order is."""
+    events, waitall = [], mx.nd.waitall
+
+    class Store(mx.kvstore.KVStoreBase):
+        num_workers, type = 2, "dist_sync"
+        is_capable = staticmethod(lambda capability: False)
+
+        def broadcast(self, key, value, out, priority=0):
+            events.append("parameter")
+
+        def pushpull(self, key, value, out=None, priority=0):
+            events.append("gradient")
+
+    monkeypatch.setattr(mx.nd, "waitall", lambda: events.append("wait") or waitall())
+    parameters = mx.gluon.ParameterDict()
+    for name in "ab":
+        parameters.get(name, shape=(1,)).initialize()
+    optimiser = Optimiser(parameters, recipes.RECIPES["cub200"], Store())
+    for iteration in range(2):
+        with mx.autograd.record():
+            total = sum(parameter.data() for parameter in parameters.values())
+        total.backward()
+        optimiser.step(iteration)
+    assert events == ["parameter"] * 2 + ["wait"] + ["gradient"] * 4
+
+
 @pytest.mark.parametrize("begun", [0, 3, 5, 9])
 def test_the_servers_schedule_counts_the_steps_of_all_workers(begun):
     class Store:
