@@ -266,6 +266,7 @@ TRANSLATIONS = {
     "relu": _activation,
     "Pooling": _pooling,
     "FullyConnected": _fully_connected,
+    "Flatten": _plainly("Flatten"),
     "L2Normalization": _l2_normalisation,
     "clip": _clip,
     "broadcast_power": _plainly("Pow"),
