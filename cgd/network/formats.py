@@ -1,4 +1,4 @@
-"""Weight files of several programs, recognised by their content: MXNet, ONNX and safetensors.
+"""Weight files of several programs, recognised by their content: MXNet, ONNX and safetensors. Writes safetensors.
 
 ONNX models and safetensors are read here, in a few lines, because only their arrays are needed, not their packages.
 """
@@ -13,6 +13,7 @@ from cgd.network import protobuf
 from cgd.network.parameters import FILE_MAGIC, read_arrays
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
+from cgd.system.files import replacing
 
 # Floating-point types, by their names in safetensors and their numbers in ONNX. numpy has no bfloat16: its 16 bits are
 # the upper half of a float32. Integers are shapes and counters, not weights, and are left out.
@@ -68,6 +69,19 @@ def _finite(arrays, file):
         if not np.isfinite(value.asnumpy()).all():
             raise InputError(f"{file}: {name} contains values that are not finite; the file may be damaged")
     return arrays
+
+
+def write_safetensors(file, arrays, metadata):
+    """Writes {name: NDArray}, in float32, and metadata {key: text} in the format that `_safetensors` reads."""
+    header, end, values = {"__metadata__": metadata}, 0, []
+    for name, value in arrays.items():
+        values.append(value.asnumpy().astype(SAFETENSORS_TYPES["F32"]).tobytes())
+        start, end = end, end + len(values[-1])
+        header[name] = {"dtype": "F32", "shape": value.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the values are aligned
+    with replacing(file) as part:
+        part.write_bytes(b"".join([struct.pack("<Q", len(text)), text, *values]))
 
 
 def _safetensors(data):
