@@ -22,7 +22,7 @@ test-long: .venv/ready-for-tests lint
 test-peers: .venv/ready-for-tests
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps gluoncv
-	.venv/bin/python -m pytest tests/network/test_peers.py tests/network/test_onnx_graph.py
+	.venv/bin/python -m pytest tests/network/test_peers.py tests/network/test_onnx_*.py
 
 lint: .venv/ready-for-tests
 	.venv/bin/ruff check .

@@ -2,9 +2,15 @@
 
     python test.py --pretrained-model=checkpoints/CGD.CUB200.C_concat_MG.ResNet50v.dim1536
     python test.py --pretrained-model=runs/demo-MG-1/best
+    python test.py --pretrained-model=runs/demo-MG-1/best --runtime=onnx
+    python test.py --pretrained-model=released.onnx
 
 The flags of the authors' evaluation script keep their names and meanings. The defaults of data set, image size and
 cropping come from the checkpoint's description (PREFIX.json), or from the released model if there is none.
+
+--runtime onnx runs the network in onnxruntime, also on GPUs that MXNet does not support (Hopper, Blackwell). It needs
+the packages onnx, to translate the checkpoint, and onnxruntime or onnxruntime-gpu. A model that python -m cgd.export
+wrote needs no onnx, and runs in onnxruntime without this flag. Images are prepared by MXNet in any case.
 
 The training split is not needed. --train-txt is used for the table of classes and images only. --save-embeddings
 writes these arrays, with a row for each image of the test split and of its gallery; numpy.load reads them:
@@ -39,12 +45,15 @@ def arguments():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--pretrained-model", required=True, metavar="PREFIX", help="the checkpoint: its path up to -symbol.json")
+    help_ = "the checkpoint: its path up to -symbol.json; or FILE.onnx, written by python -m cgd.export"
+    add("--pretrained-model", required=True, metavar="PREFIX", help=help_)
     flags.add_data_flags(parser, "the checkpoint's own, else cub200", "as the checkpoint was trained")
     for side in ("width", "height"):
         help_ = f"input {side} (default: the checkpoint's, 224 for the released one)"
         add(f"--image-{side}", type=flags.whole(1), metavar="N", help=help_)
     add = parser.add_argument_group("device").add_argument
+    help_ = "what runs the network (default: mxnet; onnx for FILE.onnx)"
+    add("--runtime", choices=("mxnet", "onnx"), help=help_)
     add("--gpu", type=int, default=0, metavar="N", help="GPU number; -1 for the CPU (default: 0)")
     add("--batch-size", type=flags.whole(1), default=32, metavar="N", help="images per step (default: 32)")
     help_ = "precision of the convolutions on a CPU (default: float32); for int8 see python -m cgd.quantize --help"
@@ -54,11 +63,47 @@ def arguments():
     add("--save-embeddings", metavar="FILE.npz", help="save descriptors, class and image ids, names, boxes, paths")
     add("--results", metavar="FILE.json", help="save the recalls and rates")
     options = parser.parse_args()
+    choose_runtime(options)
     if options.save_embeddings and not options.save_embeddings.endswith(".npz"):
         raise InputError(f"--save-embeddings {options.save_embeddings}: expected a name that ends with .npz")
     for file in filter(None, (options.save_embeddings, options.results)):
         files.must_be_writable(file)
     return options
+
+
+def choose_runtime(options):
+    """Sets `runtime` if it is not given. Raises InputError for flags that the runtime or FILE.onnx does not allow."""
+    options.runtime = options.runtime or ("onnx" if is_onnx(options.pretrained_model) else "mxnet")
+    if options.runtime == "onnx" and options.dtype != "float32":
+        raise InputError(f"--dtype {options.dtype}: for MXNet only, not for --runtime onnx")
+    if is_onnx(options.pretrained_model):
+        if options.runtime != "onnx":
+            raise InputError(f"--runtime mxnet: MXNet cannot run {options.pretrained_model}; give its checkpoint")
+        if options.pooled:
+            raise InputError("--pooled: an ONNX file has no pooled vectors; give its checkpoint, with --runtime onnx")
+
+
+def is_onnx(name):
+    """Whether --pretrained-model is an ONNX file, not the prefix of a checkpoint."""
+    return name.endswith(".onnx")
+
+
+def network(options):
+    """The network of --pretrained-model; the device of its input; the runtime and its version, for --results."""
+    from cgd.network.checkpoints import Checkpoint
+    from cgd.system import environment
+
+    name, versions = options.pretrained_model, environment.versions()
+    source = name if is_onnx(name) else Checkpoint(name)
+    if options.runtime == "mxnet":
+        ctx = environment.context(options.gpu)
+        return source, ctx, {"runtime": "mxnet", "device": str(ctx), "versions": versions}
+
+    from cgd.network import onnx_session
+
+    source = onnx_session.Network(source, options.gpu)
+    versions["onnxruntime"] = source.runtime.__version__
+    return source, environment.mx.cpu(), {"runtime": "onnx", "device": source.provider, "versions": versions}
 
 
 def warn_of_another_crop(cropped, options, description):
@@ -88,7 +133,8 @@ def image_size(options, description):
 
 def main():
     options = arguments()
-    description = descriptions.read(options.pretrained_model)
+    read = descriptions.read_onnx if is_onnx(options.pretrained_model) else descriptions.read
+    description = read(options.pretrained_model)
     name = options.dataset or description["dataset"]
     dataset = flags.load_dataset(options, name, cropped=description["cropped"], need_training=False)
     cropped = dataset.test[0].box is not None
@@ -97,15 +143,13 @@ def main():
 
     # Not before: these import MXNet, which takes far longer than all the above.
     from cgd.data import loader
-    from cgd.network.checkpoints import Checkpoint
     from cgd.retrieval import evaluation
     from cgd.system import environment
 
     preprocessing = evaluation.Preprocessing(size, description["mean"], description["std"])
     unreadable = loader.Unreadable(options.skip_unreadable)
     evaluate = evaluation.Evaluator(dataset, preprocessing, options.batch_size, options.num_workers, unreadable)
-    checkpoint = Checkpoint(options.pretrained_model)
-    ctx = environment.context(options.gpu)
+    checkpoint, ctx, runtime = network(options)
     if options.dtype == "bfloat16" and not environment.has_amx:
         print("warning: without AMX in the CPU, bfloat16 can be slower than float32", file=sys.stderr)
     others = checkpoint.pooled() if options.pooled else {}
@@ -130,7 +174,7 @@ def main():
         print(f"pooled vector {letter}:\n{evaluation.report(dataset.ranks, pooled[letter])}")
     if options.results:
         dtype = "int8" if description["dtype"] == "int8" else options.dtype
-        save_results(options, result, pooled, dataset, cropped, dtype, environment.versions())
+        save_results(options, result, pooled, dataset, cropped, dtype, runtime)
 
 
 def save_embeddings(file, result, classes):
@@ -152,7 +196,7 @@ def save_embeddings(file, result, classes):
         )
 
 
-def save_results(options, result, pooled, dataset, cropped, dtype, versions):
+def save_results(options, result, pooled, dataset, cropped, dtype, runtime):
     figures = {
         "pretrained_model": options.pretrained_model,
         "dataset": dataset.name,
@@ -164,7 +208,7 @@ def save_results(options, result, pooled, dataset, cropped, dtype, versions):
         "pooled": {letter: dict(zip(map(str, dataset.ranks), recalls)) for letter, recalls in pooled.items()},
         "images_per_second": result.images_per_second,
         "search_seconds": result.search_seconds,
-        "versions": versions,
+        **runtime,
     }
     with files.replacing(options.results) as part:
         part.write_text(json.dumps(figures, indent=1) + "\n")

@@ -1,7 +1,8 @@
 """Checkpoints: a pair of files in MXNet's symbolic format, and a description of the network and its input.
 
-PREFIX-symbol.json and PREFIX-0000.params are read by `mx.model.load_checkpoint(PREFIX, 0)`, so the authors' evaluation
-code can use them as well. PREFIX.json, the description, is specific to this project; the authors' checkpoint has none.
+PREFIX-symbol.json and PREFIX-0000.params are read by `mx.model.load_checkpoint(PREFIX, 0)` of MXNet since 1.3, so the
+authors' evaluation code can use them as well. PREFIX.json, the description, is specific to this project; the authors'
+checkpoint has none.
 """
 
 import copy
@@ -117,7 +118,7 @@ def write(prefix, symbol, values, description):
     params.update({"aux:" + name: value for name, value in states.items()})
     description = dict(description, versions=versions())
     with replacing(prefix + "-symbol.json") as part:
-        part.write_text(symbol.tojson())
+        part.write_text(graphs.text_of(symbol))
     with replacing(prefix + "-0000.params") as part:
         write_arrays(part, params)
     with replacing(prefix + ".json") as part:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from cgd.network import protobuf
 from cgd.system.errors import InputError
 
 # The options of the released checkpoint, from the authors' evaluation code; defaults for missing keys of a description.
@@ -26,6 +27,10 @@ RELEASED = {
 }
 MAX_IMAGE_SIDE = 4096  # of the network's input, in pixels
 
+# Fields of ONNX's protobuf messages, from onnx.proto, and what a model's metadata must say to be evaluated.
+METADATA, KEY, VALUE = 14, 1, 2
+PREPARATION = ("dataset", "cropped", "image_width", "image_height", "mean", "std")
+
 
 def read(prefix):
     """The description: dict, RELEASED updated with PREFIX.json if it exists.
@@ -37,6 +42,26 @@ def read(prefix):
     return dict(RELEASED, **_read(f"{prefix}.json"))
 
 
+def read_onnx(file):
+    """The description of an ONNX model that cgd.export wrote, from the metadata in it: dict, as that of `read`.
+
+    Raises InputError if the file is missing, or is not such a model.
+    """
+    try:
+        fields = protobuf.fields(memoryview(Path(file).read_bytes()))
+        entries = [dict(protobuf.fields(value)) for number, value in fields if number == METADATA]
+        texts = {entry[KEY].tobytes().decode(): entry[VALUE].tobytes().decode() for entry in entries}
+        description = {key: json.loads(text) for key, text in texts.items() if key in RELEASED}
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise InputError(f"{file}: not an ONNX model ({type(error).__name__}: {error}); the file may be truncated")
+    missing = [key for key in PREPARATION if key not in description]
+    if missing:
+        raise InputError(f"{file}: its metadata lack {', '.join(missing)}; expected a model of python -m cgd.export")
+    return dict(RELEASED, **_checked(description, file))
+
+
 def _read(file):
     if not Path(file).exists():
         return {}
@@ -46,6 +71,11 @@ def _read(file):
         raise InputError(f"{file}: not JSON ({error})")
     if not isinstance(description, dict):
         raise InputError(f"{file}: expected a JSON object")
+    return _checked(description, file)
+
+
+def _checked(description, file):
+    """The description with current names. Raises InputError for a value of another kind."""
     _rename(description)
     for key, example in RELEASED.items():
         value = description.get(key, example)

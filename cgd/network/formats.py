@@ -1,4 +1,4 @@
-"""Weight files of several programs, recognised by their content: MXNet, ONNX and safetensors.
+"""Weight files of several programs, recognised by their content: MXNet, ONNX and safetensors. Writes safetensors.
 
 ONNX models and safetensors are read here, in a few lines, because only their arrays are needed, not their packages.
 """
@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from cgd.network import protobuf
 from cgd.network.parameters import FILE_MAGIC, read_arrays
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
+from cgd.system.files import replacing
 
 # Floating-point types, by their names in safetensors and their numbers in ONNX. numpy has no bfloat16: its 16 bits are
 # the upper half of a float32. Integers are shapes and counters, not weights, and are left out.
@@ -69,6 +71,19 @@ def _finite(arrays, file):
     return arrays
 
 
+def write_safetensors(file, arrays, metadata):
+    """Writes {name: NDArray}, in float32, and metadata {key: text} in the format that `_safetensors` reads."""
+    header, end, values = {"__metadata__": metadata}, 0, []
+    for name, value in arrays.items():
+        values.append(value.asnumpy().astype(SAFETENSORS_TYPES["F32"]).tobytes())
+        start, end = end, end + len(values[-1])
+        header[name] = {"dtype": "F32", "shape": value.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the values are aligned
+    with replacing(file) as part:
+        part.write_bytes(b"".join([struct.pack("<Q", len(text)), text, *values]))
+
+
 def _safetensors(data):
     """{name: array} of safetensors: the header's length in 8 bytes, the header in JSON, the values of all arrays."""
     start = 8 + struct.unpack_from("<Q", data)[0]
@@ -88,14 +103,15 @@ def _safetensors(data):
 
 def _initialisers(data):
     """{name: array} of the initialisers of an ONNX model, its weights."""
-    graphs = [value for number, value in _fields(data) if number == GRAPH]
-    return dict(filter(None, (_tensor(value) for graph in graphs for n, value in _fields(graph) if n == INITIALISER)))
+    graphs = [value for number, value in protobuf.fields(data) if number == GRAPH]
+    fields = [field for graph in graphs for field in protobuf.fields(graph)]
+    return dict(filter(None, (_tensor(value) for number, value in fields if number == INITIALISER)))
 
 
 def _tensor(data):
     """(name, array) of ONNX's TensorProto, or None if its values are integers."""
     fields = {}
-    for number, value in _fields(data):
+    for number, value in protobuf.fields(data):
         fields.setdefault(number, []).append(value)
     name, kind = fields[NAME][0].tobytes().decode(), ONNX_TYPES.get(fields[DATA_TYPE][0])
     if kind is None:
@@ -103,7 +119,8 @@ def _tensor(data):
     if fields.get(DATA_LOCATION, [0])[0]:
         raise ValueError(f"{name} is in another file")
     dims = fields.get(DIMS, [])
-    shape = dims if all(isinstance(length, int) for length in dims) else _varints(dims[0])  # one by one, or packed
+    one_by_one = all(isinstance(length, int) for length in dims)
+    shape = dims if one_by_one else protobuf.varints(dims[0])
     values = fields.get(RAW_DATA) or fields.get(FLOAT_DATA, [])
     return name, np.concatenate([_floats(part, kind) for part in values]).reshape(shape)
 
@@ -114,40 +131,3 @@ def _floats(data, kind):
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
     with np.errstate(over="ignore"):  # `read` looks for infinite values
         return np.frombuffer(data, kind).astype(np.float32)
-
-
-def _fields(data):
-    """(number, value) of each field of a protobuf message; the value is an int, or a memoryview of bytes."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        kind = key & 7
-        if kind == 0:
-            value, at = _varint(data, at)
-        elif kind in (1, 2, 5):
-            size, at = _varint(data, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
-            value, at = data[at : at + size], at + size
-        else:
-            raise ValueError(f"unknown wire type {kind} at byte {at}")
-        if at > len(data):
-            raise ValueError("unexpected end of a message")
-        yield key >> 3, value
-
-
-def _varint(data, at):
-    """A protobuf integer at byte `at`, 7 bits in each byte, the lowest first; and the offset after it."""
-    value = shift = 0
-    while True:
-        if at >= len(data) or shift > 63:
-            raise ValueError(f"invalid integer at byte {at}")
-        value, shift, at = value | (data[at] & 127) << shift, shift + 7, at + 1
-        if data[at - 1] < 128:
-            return value, at
-
-
-def _varints(data):
-    values, at = [], 0
-    while at < len(data):
-        value, at = _varint(data, at)
-        values.append(value)
-    return values

@@ -97,6 +97,31 @@ def arguments_and_states(symbol, values):
     return learned, {name: values[name] for name in symbol.list_auxiliary_states()}
 
 
+def with_fixed_gammas(symbol, values):
+    """The parameters with gamma 1 where batch norm ignores it (`fix_gamma`), for programs that have no such flag."""
+    nodes, values = json.loads(symbol.tojson())["nodes"], dict(values)
+    for node in nodes:
+        if node["op"] == "BatchNorm" and attribute(node, "fix_gamma", True):
+            gamma = nodes[node["inputs"][1][0]]["name"]
+            values[gamma] = mx.nd.ones_like(values[gamma])
+    return values
+
+
+def batch_norm_eps(symbol):
+    """What the batch norms of a graph add to the variance, as text; "" without batch norm."""
+    norms = [node for node in json.loads(symbol.tojson())["nodes"] if node["op"] == "BatchNorm"]
+    return ", ".join(sorted({str(attribute(norm, "eps", 1e-3)) for norm in norms}))
+
+
+def text_of(symbol):
+    """The graph in JSON, for MXNet since 1.3: before 1.5 its pooling had no `layout`, and refuses even the default."""
+    graph = json.loads(symbol.tojson())
+    for node in graph["nodes"]:
+        if node["op"] == "Pooling" and node["attrs"].get("layout") == "NCHW":
+            del node["attrs"]["layout"]
+    return json.dumps(graph, indent=1)
+
+
 def attribute(node, name, default=None):
     """The value of a node's attribute, which MXNet stores as text. Raises NotImplementedError if there is none."""
     text = node.get("attrs", {}).get(name)

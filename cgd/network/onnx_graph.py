@@ -66,11 +66,7 @@ def translate(symbol, values, size, metadata, dynamic_size=False, fold=False, pr
         symbol, values = graphs.fold_batch_norm(symbol, values)
     written = json.loads(symbol.tojson())
     nodes = written["nodes"]
-    values = {name: value.asnumpy() for name, value in values.items()}
-    for node in nodes:
-        if node["op"] == "BatchNorm" and attribute(node, "fix_gamma", True):
-            gamma = nodes[node["inputs"][1][0]]["name"]
-            values[gamma] = np.ones_like(values[gamma])
+    values = {name: value.asnumpy() for name, value in graphs.with_fixed_gammas(symbol, values).items()}
     graph = _Graph(onnx, nodes, values, _shapes(symbol, size), dynamic_size)
     name = nodes[written["heads"][0][0]]["name"]
     sides = ["height", "width"] if dynamic_size else [size[1], size[0]]
@@ -266,6 +262,7 @@ TRANSLATIONS = {
     "relu": _activation,
     "Pooling": _pooling,
     "FullyConnected": _fully_connected,
+    "Flatten": _plainly("Flatten"),
     "L2Normalization": _l2_normalisation,
     "clip": _clip,
     "broadcast_power": _plainly("Pow"),

@@ -164,31 +164,43 @@ def context(gpu):
     GPU 0, the default, falls back to the CPU, with a message, if no GPU is found.
     Raises InputError for any other GPU that does not exist, and for a GPU that MXNet does not support.
     """
-    if gpu < 0:
-        return mx.cpu()
     built_with_cuda = mx.runtime.Features().is_enabled("CUDA")
-    capabilities = machine.gpu_capabilities(machine.open_driver()) if built_with_cuda else []
+    capability = find_gpu(gpu, "" if built_with_cuda else "this is MXNet's CPU build")
+    if capability is None:
+        return mx.cpu()
+    if not machine.has_code_for(capability):
+        raise InputError(f"--gpu {gpu}: {machine.no_code(capability)}; use --gpu -1 for the CPU")
+    return mx.gpu(gpu)
+
+
+def find_gpu(gpu, no_cuda):
+    """The compute capability of the GPU for `--gpu`, or None for the CPU, as `context` chooses.
+
+    no_cuda : why the runtime cannot use a GPU, for messages; "" if it can
+    """
+    if gpu < 0:
+        return None
+    capabilities = [] if no_cuda else machine.gpu_capabilities(machine.open_driver())
     if gpu < len(capabilities):
-        if not machine.has_code_for(capabilities[gpu]):
-            raise InputError(f"--gpu {gpu}: {machine.no_code(capabilities[gpu])}; use --gpu -1 for the CPU")
-        return mx.gpu(gpu)
-    found = f"{len(capabilities)} GPU(s) found" if built_with_cuda else "this is MXNet's CPU build"
-    if gpu > 0 or capabilities:
+        return capabilities[gpu]
+    found = no_cuda or f"{len(capabilities)} GPU(s) found"
+    if gpu > 0:
         raise InputError(f"--gpu {gpu}: {found}; use --gpu -1 for the CPU")
     print(f"{found}: running on the CPU ({os.environ['OMP_NUM_THREADS']} threads)", file=sys.stderr)
-    return mx.cpu()
+    return None
 
 
 @contextmanager
 def memory_for(advice):
     """Context manager that turns out-of-memory errors into an InputError that ends with `advice`.
 
-    MXNet raises them when a result is waited for, as an MXNetError with the message of the allocator, CUDA or cuDNN.
+    They have the message of the allocator, CUDA or cuDNN. MXNet raises them as an MXNetError when a result is waited
+    for, onnxruntime as one of its own types.
     """
     try:
         yield
-    except mx.base.MXNetError as error:
-        if not _OUT_OF_MEMORY.search(str(error)):
+    except Exception as error:
+        if isinstance(error, InputError) or not _OUT_OF_MEMORY.search(str(error)):
             raise
         raise InputError(f"out of memory; {advice}")
 

@@ -51,6 +51,15 @@ def test_graph_and_block_give_the_same_embedding_as_the_network(saved):
     np.testing.assert_array_equal(again(pictures()).asnumpy(), expected)
 
 
+def test_a_graph_has_no_attribute_that_older_mxnet_refuses(tmp_path):
+    """Pooling has had a layout since MXNet 1.5, which writes it even if it is the default."""
+    pooling = mx.gluon.nn.MaxPool2D(prefix="pool_")(mx.sym.var("data"))
+    checkpoints.write(str(tmp_path / "net"), pooling, {}, {})
+    written = json.loads((tmp_path / "net-symbol.json").read_text())["nodes"][1]["attrs"]
+    assert set(written) == {"global_pool", "kernel", "pad", "pool_type", "pooling_convention", "stride"}
+    assert "layout" in json.loads(pooling.tojson())["nodes"][1]["attrs"]
+
+
 def test_the_authors_way_of_loading_works(saved):
     """load_checkpoint, simple_bind, copy_params_from, forward: what the released evaluation code does."""
     net, prefix = saved

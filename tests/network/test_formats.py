@@ -1,4 +1,7 @@
-"""Weight files of other programs, written here by hand: what they contain, what is refused, and which names fit."""
+"""Weight files of other programs, written here by hand: what they contain, what is refused, and which names fit.
+
+Also the safetensors that cgd.export writes.
+"""
 
 import json
 import struct
@@ -6,7 +9,8 @@ import struct
 import numpy as np
 import pytest
 
-from cgd.network import backbones, checkpoints, formats, naming, weights
+from cgd import export
+from cgd.network import backbones, checkpoints, formats, graphs, naming, weights
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
 from conftest import lively_network
@@ -281,7 +285,12 @@ def files_of(folder, prefix):
     (folder / "a.onnx").write_bytes(onnx(*tensors))
     arrays = {name: ("F32", value.shape, value.asnumpy().tobytes()) for name, value in renamed.items()}
     (folder / "a.safetensors").write_bytes(safetensors(arrays))
-    return [prefix, f"{prefix}-0000.params", folder / "a.onnx", folder / "a.safetensors"]
+    export.write_safetensors(checkpoints.Checkpoint(prefix), folder / "whole.safetensors")
+    return [
+        prefix,
+        f"{prefix}-0000.params",
+        *(folder / name for name in ("a.onnx", "a.safetensors", "whole.safetensors")),
+    ]
 
 
 def test_a_backbone_is_the_same_from_every_kind_of_file(tmp_path, checkpoint):
@@ -344,6 +353,52 @@ def test_the_stride_of_resnet50_v1b_is_in_the_3_x_3_convolution():
     shortcut = np.einsum("oi,ihw->ohw", values["downsample.0.weight"][..., 0, 0], x[0, :, ::2, ::2])
     expected = np.maximum(y + batch_norm(shortcut, "downsample.1"), 0)
     np.testing.assert_allclose(block(mx.nd.array(x)).asnumpy()[0], expected, atol=1e-5)
+
+
+# --- Writing
+
+
+def test_written_safetensors_hold_a_checkpoint_and_say_how_it_is_used(tmp_path, checkpoint):
+    """Read by hand."""
+    checkpoint = checkpoints.Checkpoint(checkpoint[0])
+    export.write_safetensors(checkpoint, tmp_path / "a.safetensors")
+    data = (tmp_path / "a.safetensors").read_bytes()
+    start = 8 + struct.unpack("<Q", data[:8])[0]
+    header, end = json.loads(data[8:start]), 0
+    said = header.pop("__metadata__")
+    assert start % 8 == 0 and data[8:9] == b"{"
+    assert (said["config"], said["dim"], said["std"]) == ('"MG"', "12", "[0.229, 0.224, 0.225]")
+    assert said["batch_norm_eps"] == "1e-05" and all(isinstance(text, str) for text in said.values())
+    assert list(header) == [*checkpoint.arg_params, *checkpoint.aux_params]
+    for name, value in dict(checkpoint.arg_params, **checkpoint.aux_params).items():
+        entry = header[name]
+        first, length = entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0]
+        assert entry["dtype"] == "F32" and first == end and length == 4 * value.size  # no gaps
+        end += length
+        found = np.frombuffer(data, "<f4", value.size, start + first).reshape(entry["shape"])
+        np.testing.assert_array_equal(found, value.asnumpy())
+    assert start + end == len(data)
+
+
+def test_a_gamma_that_batch_norm_ignores_is_written_as_1():
+    x = mx.sym.BatchNorm(mx.sym.var("data"), name="a", fix_gamma=True)
+    symbol = mx.sym.BatchNorm(x, name="b", fix_gamma=False)
+    values = {name: mx.nd.array([3, 4]) for name in symbol.list_inputs()}
+    found = graphs.with_fixed_gammas(symbol, values)
+    assert {name for name in values if (found[name] != values[name]).asnumpy().any()} == {"a_gamma"}
+    assert found["a_gamma"].asnumpy().tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["a.safetensors", "--fold"], "--fold, --dynamic-size and --with-preprocessing are for ONNX only"),
+        (["a.npz"], "a.npz: expected a name that ends with .onnx or .safetensors"),
+    ],
+)
+def test_what_safetensors_do_not_take_is_told(here, checkpoint, words, told):
+    result = here("-m", "cgd.export", checkpoint[0], *words)
+    assert result.returncode == 2 and told in result.stderr
 
 
 @pytest.mark.parametrize("backbone", weights.OTHER_FILES)

@@ -91,6 +91,16 @@ def test_resnet50_of_torchvision_and_timm(tmp_path, dtype):
     assert_same_map("resnet50_v1b", tmp_path / "a.safetensors", expected)
 
 
+def test_the_package_reads_the_safetensors_that_are_written(tmp_path):
+    opened, random = package("safetensors").safe_open, np.random.RandomState(0)
+    arrays = {name: mx.nd.array(random.randn(*shape)) for name, shape in {"a": (3,), "b": (2, 3, 1, 5)}.items()}
+    formats.write_safetensors(tmp_path / "a.safetensors", arrays, {"config": "MG"})
+    with opened(str(tmp_path / "a.safetensors"), "np") as file:
+        assert file.metadata() == {"config": "MG"} and set(file.keys()) == set(arrays)
+        for name, value in arrays.items():
+            np.testing.assert_array_equal(file.get_tensor(name), value.asnumpy())
+
+
 # --- Gluon: GluonCV and imgclsmob, in their own .params
 
 
