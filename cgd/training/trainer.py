@@ -68,7 +68,7 @@ def build(recipe, dataset, devices):
 
 
 class NotFinite(InputError):
-    """A loss is not finite."""
+    """A loss or a gradient is not finite."""
 
 
 class Trainer:
@@ -123,7 +123,7 @@ class Trainer:
         Saves its state at each evaluation, and every `save_every` iterations, by default every SAVE_SECONDS. If a stop
         or an error ends it early, it saves its state and the checkpoint `last` as of the last completed iteration; an
         error within an iteration may have updated the running statistics of batch norm. Raises InputError if memory
-        runs out, and NotFinite if a loss is not finite; the state that was saved before is then kept.
+        runs out, and NotFinite if a loss or a gradient is not finite; the state that was saved before is then kept.
         """
         self.sampler.start = self.iteration
         with self._open_log() as log, self._progress() as progress:
@@ -182,14 +182,15 @@ class Trainer:
 
         with_norm : also the norm of the gradient over all parameters
 
-        Raises NotFinite for a loss that is not finite, before anything is updated.
+        Raises NotFinite for a loss or a gradient that is not finite, before any parameter is updated. A parameter that
+        is NaN can leave the losses finite: on a CPU, oneDNN's ReLU of NaN is 0.
         """
         total, values = self.objective.backward(pictures, identities)
         if not math.isfinite(total):
-            raise NotFinite(
-                "iteration {}: the ranking loss is {ranking_loss} and the classification loss {classification_loss}; "
-                "training stops. Try a new run with a lower --lr".format(self.iteration + 1, **values)
-            )
+            text = "the ranking loss is {ranking_loss} and the classification loss {classification_loss}"
+            raise self._not_finite(text.format(**values))
+        if not self.optimiser.gradients_are_finite():
+            raise self._not_finite("the losses are finite, but a gradient is not")
         self.updating = True
         norm = self.optimiser.step(self.iteration, with_norm)
         if with_norm:
@@ -200,6 +201,9 @@ class Trainer:
         self.iteration += 1
         self.updating = False
         return values
+
+    def _not_finite(self, what):
+        return NotFinite(f"iteration {self.iteration + 1}: {what}; training stops. Try a new run with a lower --lr")
 
     def _memory_advice(self):
         half = self.objective.largest_piece(self.recipe.batch_size) // 2

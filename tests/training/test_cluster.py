@@ -74,6 +74,7 @@ class Averaging:
 
     def __init__(self, run):
         self.optimiser, self.kept = run.optimiser, []
+        self.gradients_are_finite = run.optimiser.gradients_are_finite
         self.parameters = [p for p in run.net.collect_params().values() if p.grad_req != "null"]
 
     def step(self, iteration, with_norm):

@@ -112,6 +112,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_demo, tmp_path):
     assert not (tmp_path / "last-0000.params").exists()
 
 
+def test_a_weight_that_is_nan_is_noticed_although_the_losses_are_finite(small_demo, tmp_path):
+    """oneDNN's ReLU of NaN is 0. And nothing is updated."""
+    run = make(small_demo, tmp_path, backbone="mobilenetv2_0.25")
+    weight = next(p for name, p in run.net.collect_params().items() if name.endswith("bottleneck9_conv0_weight"))
+    spoiled = weight.data().asnumpy()
+    spoiled.flat[0] = np.nan
+    weight.set_data(mx.nd.array(spoiled))
+    before = {name: p.data().asnumpy() for name, p in run.net.collect_params().items() if p.grad_req != "null"}
+    with pytest.raises(trainer.NotFinite, match="iteration 1: the losses are finite, but a gradient is not"):
+        run.run()
+    for name, value in before.items():
+        np.testing.assert_array_equal(run.net.collect_params()[name].data().asnumpy(), value, name)
+    assert run.iteration == 0 and not run.updating and not (tmp_path / "state.npz").exists()
+
+
 def test_nothing_is_updated_by_a_loss_that_is_not_finite(small_demo, tmp_path):
     """And the state that was saved before stays."""
     run = make(small_demo, tmp_path, iterations=9, eval_every=100)
