@@ -18,6 +18,7 @@ the layout of the weights. This needs no package.
 import argparse
 import importlib.util
 import json
+from pathlib import Path
 
 from cgd.network import descriptions
 from cgd.system import errors, files
@@ -47,9 +48,10 @@ def arguments():
     help_ = "the input is (N, H, W, 3) uint8, resized images; the model normalises them"
     add("--with-preprocessing", action="store_true", help=help_)
     options = parser.parse_args()
-    if not options.file.endswith((".onnx", ".safetensors")):
-        raise InputError(f"{options.file}: expected a name that ends with .onnx or .safetensors")
-    if options.file.endswith(".safetensors") and (options.fold or options.dynamic_size or options.with_preprocessing):
+    ending = Path(options.file).suffix  # a name that is nothing but .onnx has none
+    if ending not in (".onnx", ".safetensors"):
+        raise InputError(f"{options.file}: expected a file name that ends with .onnx or .safetensors")
+    if ending == ".safetensors" and (options.fold or options.dynamic_size or options.with_preprocessing):
         raise InputError(f"{options.file}: --fold, --dynamic-size and --with-preprocessing are for ONNX only")
     files.must_be_writable(options.file)
     return options
@@ -78,13 +80,14 @@ def main():
     # Not before: these import MXNet, which takes far longer than all the above.
     from cgd.network import onnx_graph
     from cgd.network.checkpoints import Checkpoint
+    from cgd.system.environment import memory_for
 
     checkpoint = Checkpoint(options.prefix)
     if options.file.endswith(".safetensors"):
         write_safetensors(checkpoint, options.file)
         return
     model = onnx_graph.export(checkpoint, options.fold, options.dynamic_size, options.with_preprocessing)
-    with files.replacing(options.file) as part:
+    with memory_for("close other programs, or use another machine"), files.replacing(options.file) as part:
         part.write_bytes(model.SerializeToString())
         if importlib.util.find_spec("onnxruntime"):
             worst = onnx_graph.difference(checkpoint, str(part), options.with_preprocessing)

@@ -17,7 +17,6 @@ OPSET, IR_VERSION = 13, 8
 INPUT, OUTPUT = "image", "descriptor"
 # Keys of the checkpoint's description that become the model's metadata.
 KEYS = "config dim backbone architecture fusion dataset cropped image_width image_height mean std".split()
-EPSILON = 1e-10  # of MXNet's L2Normalization
 
 
 def export(checkpoint, fold=False, dynamic_size=False, with_preprocessing=False):
@@ -59,7 +58,7 @@ def translate(symbol, values, size, metadata, dynamic_size=False, fold=False, pr
     preprocessing : (mean, std) of evaluation.Preprocessing. The input is then (N, H, W, 3) uint8 instead of normalised
         (N, 3, H, W) float32
 
-    Raises InputError that names a node which it cannot translate.
+    Raises InputError that names a node which it cannot translate, and for a graph that onnx finds invalid.
     """
     onnx = optional_package("onnx")
     if fold:
@@ -68,7 +67,7 @@ def translate(symbol, values, size, metadata, dynamic_size=False, fold=False, pr
     nodes = written["nodes"]
     values = {name: value.asnumpy() for name, value in graphs.with_fixed_gammas(symbol, values).items()}
     graph = _Graph(onnx, nodes, values, _shapes(symbol, size), dynamic_size)
-    name = nodes[written["heads"][0][0]]["name"]
+    name = _output_name(written, graph.shapes)
     sides = ["height", "width"] if dynamic_size else [size[1], size[0]]
     kind, shape = onnx.TensorProto.FLOAT, ["batch", 3, *sides]
     if preprocessing:
@@ -91,8 +90,27 @@ def translate(symbol, values, size, metadata, dynamic_size=False, fold=False, pr
         producer_name="cgd",
     )
     onnx.helper.set_model_props(model, metadata)
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise InputError(f"the translated graph is not valid ONNX: {' '.join(str(error).split())[:200]}")
     return model
+
+
+def _output_name(written, shapes):
+    """The name of the node whose only output is the graph's. Raises InputError if there is none, and for a name clash.
+
+    written : the graph as a dict · shapes : those of `_shapes`
+    """
+    nodes, heads = written["nodes"], written["heads"]
+    at, number = heads[-1][:2]
+    name = nodes[at]["name"]
+    if len(heads) > 1 or number or name + "_output" not in shapes:
+        raise InputError(f"output {number} of the node {name!r}: expected the only output of a node and of the graph")
+    for node in nodes:
+        if node["name"] in (INPUT, OUTPUT):
+            raise InputError(f"the node {node['name']!r} has the name of the ONNX model's input or output")
+    return name
 
 
 class _Graph:
@@ -188,6 +206,8 @@ def _pooling(graph, node, inputs):
 
 
 def _fully_connected(graph, node, inputs):
+    if not attribute(node, "flatten", True):
+        raise NotImplementedError("its flatten is False")
     flat = graph.emit("Flatten", inputs[:1], node["name"] + "_flat")
     graph.emit("Gemm", [flat, *inputs[1:]], node["name"], transB=1)
 
@@ -196,9 +216,11 @@ def _l2_normalisation(graph, node, inputs):
     if attribute(node, "mode", "instance") != "instance":
         raise NotImplementedError("its mode is not instance")
     name = node["name"]
-    axes = list(range(1, len(graph.shapes[inputs[0] + "_output"])))
+    axes = list(range(1, len(graph.shapes[name + "_output"])))
     squares = graph.emit("ReduceSumSquare", inputs, name + "_squares", axes=axes, keepdims=1)
-    positive = graph.emit("Add", [squares, graph.constant(name + "_epsilon", EPSILON)], name + "_positive")
+    positive = graph.emit(
+        "Add", [squares, graph.constant(name + "_epsilon", attribute(node, "eps", 1e-10))], name + "_positive"
+    )
     graph.emit("Div", [*inputs, graph.emit("Sqrt", [positive], name + "_norm")], name)
 
 

@@ -15,6 +15,7 @@ onnx = pytest.importorskip("onnx", reason="no onnx here: make test-peers install
 onnxruntime = pytest.importorskip("onnxruntime", reason="no onnxruntime here: make test-peers installs it")
 
 SIDE = 64
+DATA = mx.sym.var("data")
 OPTIONS = [{}, {"fold": True}, {"dynamic_size": True}, {"with_preprocessing": True}]
 
 # One network of each structure; `make test-long` takes all that train.py --help names.
@@ -97,6 +98,38 @@ def test_the_model_says_how_images_are_prepared(tmp_path):
     assert (said["image_width"], said["mean"], said["config"]) == (str(SIDE), "[0.485, 0.456, 0.406]", '"SMG"')
     assert [item.name for item in made.graph.input] == ["image"]
     assert [item.name for item in made.graph.output] == ["descriptor"]
+
+
+def test_the_epsilon_of_the_length_is_the_graphs():
+    symbol = mx.sym.FullyConnected(DATA, num_hidden=5, no_bias=True, name="dense")
+    symbol = mx.sym.L2Normalization(symbol, mode="instance", eps=100, name="unit")
+    random = np.random.RandomState(0)
+    x, weight = random.randn(2, 3, 8, 8).astype(np.float32), random.randn(5, 3 * 8 * 8).astype(np.float32)
+    file = onnx_graph.translate(symbol, {"dense_weight": mx.nd.array(weight)}, (8, 8), {}).SerializeToString()
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    vectors = x.reshape(2, -1).astype(np.float64) @ weight.T
+    expected = vectors / np.sqrt((vectors**2).sum(axis=1, keepdims=True) + 100)
+    np.testing.assert_allclose(session.run(None, {"image": x})[0], expected, rtol=1e-5)
+
+
+CHANNELS = mx.sym.split(DATA, num_outputs=3, name="channel")
+REFUSED = {
+    "'wide' of type FullyConnected .*flatten": mx.sym.FullyConnected(DATA, num_hidden=2, flatten=False, name="wide"),
+    "output 0 of the node 'second'": mx.sym.Group([mx.sym.relu(DATA), mx.sym.relu(DATA, name="second")]),
+    "output 1 of the node 'channel'": CHANNELS[1],
+    "output 0 of the node 'channel'": CHANNELS[0],
+    "the node 'image' has the name": mx.sym.relu(mx.sym.relu(DATA, name="image")),
+    "the node 'descriptor' has the name": mx.sym.relu(DATA, name="descriptor"),
+    "not valid ONNX": mx.sym.relu(mx.sym.relu(DATA, name="same"), name="same"),
+}
+
+
+@pytest.mark.parametrize("told", REFUSED)
+def test_what_would_be_translated_wrongly_is_refused(told):
+    symbol = REFUSED[told]
+    values = {"wide_weight": mx.nd.ones((2, 8)), "wide_bias": mx.nd.ones(2)} if "wide" in told else {}
+    with pytest.raises(InputError, match=told):
+        onnx_graph.translate(symbol, values, (8, 8), {})
 
 
 def test_a_node_that_cannot_be_translated_is_named(tmp_path):
