@@ -150,8 +150,9 @@ def main():
     unreadable = loader.Unreadable(options.skip_unreadable)
     evaluate = evaluation.Evaluator(dataset, preprocessing, options.batch_size, options.num_workers, unreadable)
     checkpoint, ctx, runtime = network(options)
-    if options.dtype == "bfloat16" and not environment.has_amx:
-        print("warning: without AMX in the CPU, bfloat16 can be slower than float32", file=sys.stderr)
+    dtype = "float32" if options.runtime == "onnx" else checkpoint.running_dtype(ctx, options.dtype)
+    if dtype == "bfloat16" and not environment.has_amx:
+        print("warning: bfloat16 can be slower than float32: oneDNN cannot use AMX here", file=sys.stderr)
     others = checkpoint.pooled() if options.pooled else {}
     smaller = f"try --batch-size {max(1, options.batch_size // 2)}"
     with environment.memory_for(smaller):
@@ -173,7 +174,6 @@ def main():
             pooled[letter] = evaluate(vectors.graph(ctx, size, options.dtype), ctx).recalls
         print(f"pooled vector {letter}:\n{evaluation.report(dataset.ranks, pooled[letter])}")
     if options.results:
-        dtype = "int8" if description["dtype"] == "int8" else options.dtype
         save_results(options, result, pooled, dataset, cropped, dtype, runtime)
 
 

@@ -7,6 +7,7 @@ checkpoint has none.
 
 import copy
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,14 @@ class Checkpoint:
         arguments = set(self.symbol.list_arguments())
         if "data" not in arguments:
             raise InputError(f"{self.prefix}-symbol.json: expected a graph with the input 'data'")
+        if len(self.symbol) != 1:
+            raise InputError(f"{self.prefix}-symbol.json: expected one output, found {len(self.symbol)}")
+        dtype, described = "int8" if graphs.is_int8(self.symbol) else "float32", self.description["dtype"]
+        if dtype != described:
+            raise InputError(
+                f"{self.prefix}-symbol.json: is in {dtype}, but the dtype in {self.prefix}.json is {described} (the "
+                "default if that is missing); the files are of different checkpoints"
+            )
         file = self.prefix + "-0000.params"
         states = set(self.symbol.list_auxiliary_states())
         weights.check_names((arguments - {"data"}) | states, set(self.arg_params) | set(self.aux_params), file)
@@ -51,6 +60,8 @@ class Checkpoint:
         for name, value in dict(self.arg_params, **self.aux_params).items():
             if expected[name] and expected[name] != value.shape:
                 raise InputError(f"{file}: {name} has shape {value.shape}, expected {expected[name]}")
+            if dtype == "float32" and value.dtype != np.float32:
+                raise InputError(f"{file}: {name} is in {np.dtype(value.dtype)}; expected float32")
             if not np.isfinite(value.asnumpy()).all():
                 raise InputError(f"{file}: {name} contains values that are not finite")
 
@@ -60,16 +71,24 @@ class Checkpoint:
         size : (W, H); without it, the images' size in training
         dtype : "float32", or "bfloat16" for faster convolutions on a CPU; a checkpoint in int8 stays in int8
 
-        Raises InputError for a checkpoint in int8 or the dtype bfloat16 on a GPU, and for both together.
+        Raises InputError as `running_dtype` does, and if this CPU cannot run the network in bfloat16.
         """
         size = size or (self.description["image_width"], self.description["image_height"])
+        dtype = self.running_dtype(ctx, dtype)
+        return onednn.for_inference(self.symbol, dict(self.arg_params, **self.aux_params), ctx, size, dtype)
+
+    def running_dtype(self, ctx, dtype="float32"):
+        """The precision of the convolutions if `dtype` is asked for: "int8" for a checkpoint in int8, else `dtype`.
+
+        Raises InputError for a checkpoint in int8 or the dtype bfloat16 on a GPU, and for both together.
+        """
         if self.description["dtype"] == "int8":
             if dtype != "float32":
                 raise InputError(f"{self.prefix}: is in int8, and cannot be run in {dtype}")
             dtype = "int8"
         if dtype != "float32" and ctx.device_type != "cpu":
             raise InputError(f"{dtype} is for CPUs: give --gpu -1")
-        return onednn.for_inference(self.symbol, dict(self.arg_params, **self.aux_params), ctx, size, dtype)
+        return dtype
 
     def pooled(self):
         """{name: Checkpoint} whose embeddings are the pooled vectors, before their Dense layers, with length 1.
@@ -112,17 +131,23 @@ def save(net, prefix, description):
 
 
 def write(prefix, symbol, values, description):
-    """Writes a graph, its parameters {name: NDArray}, and its description with the library versions."""
+    """Writes a graph, its parameters {name: NDArray}, and its description with the library versions.
+
+    If the process is killed between the files, there is no description: none of an older checkpoint that is replaced.
+    """
     learned, states = graphs.arguments_and_states(symbol, values)
     params = {"arg:" + name: value for name, value in learned.items()}
     params.update({"aux:" + name: value for name, value in states.items()})
     description = dict(description, versions=versions())
-    with replacing(prefix + "-symbol.json") as part:
-        part.write_text(graphs.text_of(symbol))
-    with replacing(prefix + "-0000.params") as part:
-        write_arrays(part, params)
+    # All are written before any is renamed. The description is renamed last.
     with replacing(prefix + ".json") as part:
         part.write_text(json.dumps(description, indent=1) + "\n")
+        with replacing(prefix + "-symbol.json") as part:
+            part.write_text(graphs.text_of(symbol))
+            with replacing(prefix + "-0000.params") as part:
+                write_arrays(part, params)
+                with suppress(FileNotFoundError):
+                    Path(prefix + ".json").unlink()
 
 
 def inference(net, ctx, size):
@@ -177,8 +202,10 @@ def _check_graph(graph):
 def _outputs(node):
     """The number of a node's outputs: in int8, the values and their range, least and greatest."""
     attributes = node.get("attrs", {})
-    in_int8 = node["op"].startswith("_contrib_quantize") or attributes.get("quantized") == "true"
-    return 3 if in_int8 else int(attributes.get("num_outputs", 1))
+    in_int8 = graphs.is_quantized(node) or node["op"] == "_contrib_requantize"
+    if in_int8 and attributes.get("enable_float_output", "false").lower() != "true":
+        return 3
+    return int(attributes.get("num_outputs", 1))
 
 
 def _read_params(file):

@@ -73,15 +73,32 @@ def with_fast_gem(symbol, values):
 def after_pooling(symbol):
     """The names of the nodes of the global descriptors, and of all that follow from them.
 
+    Not those of a global pooling with a convolution after it, as in a squeeze-and-excitation block.
+
     symbol : a graph as MXNet writes it, where each node follows its inputs
     """
     nodes = json.loads(symbol.tojson())["nodes"]
+    before_convolutions = set()
+    for at in reversed(range(len(nodes))):
+        if nodes[at]["op"] == "Convolution" or at in before_convolutions:
+            before_convolutions.update(link[0] for link in nodes[at]["inputs"])
     after = set()
     for at, node in enumerate(nodes):
-        pooled = node["op"] == "Pooling" and attribute(node, "global_pool", False)
+        pooled = node["op"] == "Pooling" and attribute(node, "global_pool", False) and at not in before_convolutions
         if pooled or any(link[0] in after for link in node["inputs"]):
             after.add(at)
     return [nodes[at]["name"] for at in after]
+
+
+def is_int8(symbol):
+    """Whether a graph is one that MXNet has quantised, at least in part."""
+    return any(map(is_quantized, json.loads(symbol.tojson())["nodes"]))
+
+
+def is_quantized(node):
+    """Whether a node quantises its input, or computes in int8."""
+    quantized = node.get("attrs", {}).get("quantized") in ("true", "True", "1")
+    return quantized or node["op"].startswith("_contrib_quantize")
 
 
 def pooled_vectors(symbol):
@@ -130,7 +147,7 @@ def attribute(node, name, default=None):
             raise NotImplementedError(f"no {name}")
         return default
     try:
-        return ast.literal_eval(text)
+        return {"true": True, "false": False}[text] if text in ("true", "false") else ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
 

@@ -42,6 +42,7 @@ CUDA_LIBRARIES = {
 }
 
 ASK_FOR_AMX = (158, 0x1023, 18)  # the system call arch_prctl: ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+WITH_AMX = "AVX512_CORE_AMX"  # the only value of DNNL_MAX_CPU_ISA that lets oneDNN 2.4 use it
 
 TF32_FLAG, TF32_VARIABLE = "--tf32", "NVIDIA_TF32_OVERRIDE"
 
@@ -88,12 +89,10 @@ def _allow_amx():
     """Lets oneDNN 2.4 use AMX, the matrix unit of Intel's CPUs since 2023, for bfloat16 and int8; float32 has none.
 
     Linux gives the unit's registers only to programs that ask for them, and this oneDNN neither asks nor uses it unless
-    it is told to. Returns whether the machine has it.
+    it is told to. Returns whether oneDNN may use it: the machine has it, and the user has not set another limit.
     """
-    asked = platform.machine() == "x86_64" and ctypes.CDLL(None).syscall(*ASK_FOR_AMX) == 0
-    if asked:
-        os.environ.setdefault("DNNL_MAX_CPU_ISA", "AVX512_CORE_AMX")
-    return asked
+    granted = platform.machine() == "x86_64" and ctypes.CDLL(None).syscall(*ASK_FOR_AMX) == 0
+    return granted and os.environ.setdefault("DNNL_MAX_CPU_ISA", WITH_AMX).upper() == WITH_AMX
 
 
 def _load_cuda_wheels():
@@ -127,6 +126,7 @@ def _import_mxnet():
     _restore_distutils()
     _use_all_cores()
     _forbid_tf32()
+    os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")  # no line for each graph that oneDNN fuses
     _load_cuda_wheels()
     try:
         with _without_role():

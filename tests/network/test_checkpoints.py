@@ -126,6 +126,10 @@ def test_a_checkpoint_without_description_has_the_released_models(saved):
             "dense1_bias .*not finite",
         ),
         (lambda v: v.update({"faenet0_dense1_bias": mx.nd.zeros(6)}), "0000.params: .*arg: or aux:"),
+        (
+            lambda v: v.update({"arg:faenet0_dense1_bias": mx.nd.zeros(6, dtype="float16")}),
+            "dense1_bias is in float16; expected float32",
+        ),
     ],
 )
 def test_parameters_that_do_not_fit_the_graph_are_named(saved, change, words):
@@ -239,6 +243,37 @@ def test_a_graph_for_other_pictures_is_named(saved):
     mx.nd.save(saved[1] + "-0000.params", {"arg:w": mx.nd.ones((2, 12))})
     with pytest.raises(InputError, match="net-symbol.json: .*64 x 64"):
         checkpoints.Checkpoint(saved[1])
+
+
+def test_a_graph_with_two_outputs_is_told(saved):
+    """Such as that of a network with its classifier."""
+    symbol = mx.sym.load(saved[1] + "-symbol.json")
+    mx.sym.Group([symbol, symbol.get_internals()["faenet0_dense0_fwd_output"]]).save(saved[1] + "-symbol.json")
+    with pytest.raises(InputError, match="net-symbol.json: expected one output, found 2"):
+        checkpoints.Checkpoint(saved[1])
+
+
+def test_a_description_of_another_dtype_is_told(saved):
+    with open(saved[1] + ".json") as file:
+        description = dict(json.load(file), dtype="int8")
+    with open(saved[1] + ".json", "w") as file:
+        json.dump(description, file)
+    with pytest.raises(InputError, match="net-symbol.json: is in float32, but the dtype in .*net.json is int8"):
+        checkpoints.Checkpoint(saved[1])
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 2])
+def test_a_kill_between_two_files_leaves_no_description_of_others(saved, monkeypatch, renamed):
+    net, prefix = saved
+    replace, left = os.replace, list(range(renamed))
+    monkeypatch.setattr(os, "replace", lambda *names: replace(*names) if left and not left.pop() else interrupt())
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(net, prefix, {"image_width": 48})
+    assert not os.path.exists(prefix + ".json")
 
 
 @contextmanager

@@ -124,8 +124,14 @@ def test_amx_is_allowed_where_the_kernel_grants_it_unless_the_user_says_otherwis
     code = "print(environment.has_amx, os.environ.get('DNNL_MAX_CPU_ISA'))"
     has_amx, isa = after_the_import(code)
     assert isa == ("AVX512_CORE_AMX" if has_amx == "True" else "None") and (has_it or has_amx == "False")
-    assert after_the_import(code, DNNL_MAX_CPU_ISA="AVX2")[1] == "AVX2"
-    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    assert after_the_import(code, DNNL_MAX_CPU_ISA="AVX2") == ["False", "AVX2"]
+    monkeypatch.setattr(environment, "ASK_FOR_AMX", (24,))  # sched_yield, which every kernel grants
+    for isa, allowed in (("AVX2", False), ("ALL", False), ("avx512_core_amx", True)):
+        monkeypatch.setenv("DNNL_MAX_CPU_ISA", isa)
+        assert environment._allow_amx() is allowed and os.environ["DNNL_MAX_CPU_ISA"] == isa
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA")
+    assert environment._allow_amx() and os.environ["DNNL_MAX_CPU_ISA"] == "AVX512_CORE_AMX"
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA")
     monkeypatch.setattr(environment, "ASK_FOR_AMX", (-1,))  # a call that the kernel does not know
     assert not environment._allow_amx() and "DNNL_MAX_CPU_ISA" not in os.environ
 
