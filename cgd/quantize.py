@@ -5,7 +5,10 @@
 
 The convolutions then take 8-bit numbers; the Dense layers of the descriptors stay in float32. The range of each feature
 map is that of training images, which are prepared as for evaluation. The result is a checkpoint like any other, but
-for a CPU, and for evaluation only. The flags of the data set are those of test.py.
+for a CPU, and for evaluation only. It is written if its descriptors are similar to those in float32, and if PREFIX is
+new. The flags of the data set are those of test.py.
+
+Needs the package scipy: pip install scipy
 """
 
 import argparse
@@ -17,6 +20,10 @@ from cgd.data import flags
 from cgd.network import descriptions
 from cgd.system import errors, files
 from cgd.system.errors import InputError
+
+# Mean cosine similarity of the descriptors in int8 and in float32. Unrelated vectors have about 0, or more if they are
+# sums of non-negative maps; int8 as it should be has 0.95 and more.
+LEAST_SIMILARITY = 0.5
 
 
 def arguments():
@@ -31,10 +38,18 @@ def arguments():
     add("--batch-size", type=flags.whole(1), default=32, metavar="N", help="images per step (default: 32)")
     flags.add_data_flags(parser, "the checkpoint's own", "as the checkpoint was trained")
     options = parser.parse_args()
-    if Path(options.prefix).resolve() == Path(options.output).resolve():
-        raise InputError(f"-o {options.output}: is the checkpoint itself; give the new one another name")
-    files.must_be_writable(options.output + "-symbol.json")
+    check_output(options.output)
     return options
+
+
+def check_output(prefix):
+    """Raises InputError if no checkpoint of this name can be written, or if there is one."""
+    if prefix.endswith("/") or not Path(prefix).name or Path(prefix).is_dir():
+        raise InputError(f"-o {prefix or repr('')}: expected a path such as runs/int8, to which -symbol.json is added")
+    for ending in ("-symbol.json", "-0000.params", ".json"):
+        if Path(prefix + ending).exists():
+            raise InputError(f"-o {prefix}: {prefix}{ending} exists; choose another name")
+        files.must_be_writable(prefix + ending)
 
 
 def training_images(description, records, options):
@@ -60,25 +75,26 @@ def main():
         raise InputError(f"{options.prefix}: is quantised already")
     name = options.dataset or description["dataset"]
     records = flags.load_dataset(options, name, cropped=description["cropped"]).train
+    if not records:
+        raise InputError("there are no training images, which give the ranges; list them by --train-txt")
 
     # Not before: these import MXNet, which takes far longer than all the above.
     from cgd.network import checkpoints, int8
-    from cgd.system.environment import mx
+    from cgd.system import environment
 
-    x = training_images(description, records, options)
-    checkpoint = checkpoints.Checkpoint(options.prefix)
-    count = min(options.batch_size, len(x))
-    batches = mx.io.NDArrayIter(x, batch_size=count, last_batch_handle="discard")
-    values = dict(checkpoint.arg_params, **checkpoint.aux_params)
-    symbol, values = int8.quantize(checkpoint.symbol, values, batches, (x.shape[3], x.shape[2]))
-    description = dict(description, dtype="int8", quantized_from=options.prefix, recall=None)
-    checkpoints.write(options.output, symbol, values, description)
-    batches = [x[first : first + count] for first in range(0, len(x) - count + 1, count)]
-    alike = int8.similarities(checkpoint, checkpoints.Checkpoint(options.output), batches)
-    print(
+    with environment.memory_for(f"try --batch-size {max(1, options.batch_size // 2)}, or fewer --images"):
+        x = training_images(description, records, options)
+        checkpoint = checkpoints.Checkpoint(options.prefix)
+        symbol, values, alike = int8.quantize_and_compare(checkpoint, x, options.batch_size)
+    found = (
         f"{len(alike)} training images; cosine similarity with the float32 descriptors: mean {alike.mean():.4f}, "
         f"least {alike.min():.4f}"
     )
+    if not (np.isfinite(alike).all() and alike.mean() >= LEAST_SIMILARITY):
+        raise InputError(f"{options.output}: not written; {found}; expected a mean of at least {LEAST_SIMILARITY}")
+    description = dict(description, dtype="int8", quantized_from=options.prefix, recall=None)
+    checkpoints.write(options.output, symbol, values, description)
+    print(found)
     print(f"written: {options.output}")
 
 

@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from cgd.data import datasets
-from cgd.network import checkpoints
+from cgd.network import checkpoints, int8, onnx_graph
 from cgd.retrieval import sheet
 from cgd.retrieval.recall import recall_at_k
 from cgd.system import environment
-from conftest import ROOT, children_of, command, heed_stops, members_of, running, wait_until
+from conftest import LONG, ROOT, children_of, command, heed_stops, members_of, running, wait_until
 
 SIZE = "--image-width 32 --image-height 32 --batch-size 8 --images-per-identity 2 --gpu -1".split()
 # A small network, and the smallest of the zoo's whose embeddings differ after a few steps from random weights.
@@ -83,12 +83,71 @@ def test_a_quantised_checkpoint_is_evaluated_like_any_other(run, small_demo, tmp
     result = here(*evaluation(run, small_demo, *words))
     assert result.returncode == 0 and len(printed(result)) == 4
     assert json.loads((tmp_path / "r.json").read_text())["dtype"] == "int8"
-    for words, told in (
-        ([tmp_path / "int8", "-o", tmp_path / "again"], "is quantised already"),
-        ([run[0] / "last", "-o", run[0] / "last"], "is the checkpoint itself"),
-    ):
-        result = here("-m", "cgd.quantize", *words, "--data-dir", small_demo)
-        assert result.returncode == 2 and told in result.stderr
+    result = here(*evaluation(run, small_demo, *words[:2], "--dtype", "bfloat16"))
+    assert_one_line(result, "cannot be run in bfloat16")
+    assert "AMX" not in result.stderr
+    result = here("-m", "cgd.quantize", tmp_path / "int8", "-o", tmp_path / "again", "--data-dir", small_demo)
+    assert_one_line(result, "is quantised already")
+
+
+@pytest.mark.skipif(not LONG, reason="a process of its own, because oneDNN looks for its limit once")
+def test_a_cpu_without_bfloat16_is_told(run, small_demo):
+    result = command(*evaluation(run, small_demo, "--dtype", "bfloat16"), DNNL_MAX_CPU_ISA="AVX2")
+    assert_one_line(result, "use --dtype float32")
+    assert "oneDNN cannot use AMX here" in result.stderr
+
+
+def test_what_differs_too_much_in_int8_is_not_written(run, small_demo, tmp_path, here, monkeypatch):
+    for alike, told in (([1, 0.1, 0.2], "mean 0.4333"), ([1, 1, np.nan], "mean nan")):
+        found = None, None, np.array(alike)
+        monkeypatch.setattr(int8, "quantize_and_compare", lambda *_, found=found: found)
+        result = here("-m", "cgd.quantize", run[0] / "last", "-o", tmp_path / "int8", "--data-dir", small_demo)
+        assert_one_line(result, "int8: not written; 3 training images")
+        assert told in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+BAD_QUANTISATIONS = [
+    (["-o", "CHECKPOINT"], "last-symbol.json exists; choose another name"),
+    (["-o", "FOLDER"], "expected a path such as"),
+    (["-o", "FOLDER/new/"], "expected a path such as"),
+    (["-o", ""], "expected a path such as"),
+    (["-o", "/dev/null/new"], "/dev/null/new-symbol.json: cannot be written"),
+    (["-o", "FOLDER/new", "--dataset", "lists", "--test-txt", "LIST"], "--train-txt"),
+]
+
+
+@pytest.mark.parametrize("words, told", BAD_QUANTISATIONS, ids=str)
+def test_bad_input_to_quantize_is_one_line_and_code_2(run, small_demo, tmp_path, words, told, here):
+    listed = write_list(tmp_path / "list.txt", datasets.load("demo", small_demo).test, small_demo)
+    (tmp_path / "folder").mkdir()
+    places = {"CHECKPOINT": str(run[0] / "last"), "FOLDER": str(tmp_path / "folder"), "LIST": str(listed)}
+    for word, place in places.items():
+        words = [given.replace(word, place) for given in words]
+    before = {file: file.read_bytes() for file in run[0].glob("last*")}
+    assert_one_line(here("-m", "cgd.quantize", run[0] / "last", *words, "--data-dir", small_demo), told)
+    assert before == {file: file.read_bytes() for file in run[0].glob("last*")}
+    assert not list((tmp_path / "folder").iterdir())
+
+
+def test_an_exported_model_replaces_a_file_only_if_its_descriptors_are_right(run, tmp_path, here, monkeypatch):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    file = tmp_path / "new" / "net.onnx"
+    result = here("-m", "cgd.export", run[0] / "last", file)
+    assert result.returncode == 0 and "differ from MXNet's by" in result.stdout, result.stderr
+    assert result.stdout.endswith(f"written: {file}\n")
+    before = file.read_bytes()
+    monkeypatch.setattr(onnx_graph, "difference", lambda *_: float("nan"))
+    assert_one_line(here("-m", "cgd.export", run[0] / "last", file, "--fold"), "net.onnx: not written; its descriptors")
+    assert file.read_bytes() == before and len(list(file.parent.iterdir())) == 1
+
+
+def test_without_onnx_the_export_names_it(run, tmp_path, here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    for file, told in (("net.onnx", "pip install onnx"), (".onnx", "ends with .onnx"), ("net", "ends with .onnx")):
+        assert_one_line(here("-m", "cgd.export", run[0] / "last", tmp_path / "new" / file), told)
+    assert not (tmp_path / "new").exists()
 
 
 def test_embeddings_and_results_are_kept(run, small_demo, tmp_path, evaluate):
@@ -491,7 +550,8 @@ def test_help_and_wrong_flags_do_not_need_mxnet(tmp_path):
     wrong = [(name, [*words, "--what"], "--what") for name, words in COMMANDS.items() if name != "cgd/demo.py"]
     wrong += WRONG_VALUES  # demo.py passes what it does not know to train.py
     calls = [[name, "--help"] for name in COMMANDS]
-    calls += [[name, *(word.replace("OUTPUT", str(tmp_path / "new")) for word in words)] for name, words, _ in wrong]
+    output = str(tmp_path / "folder" / "new")
+    calls += [[name, *(word.replace("OUTPUT", output) for word in words)] for name, words, _ in wrong]
     result = command("-c", WITHOUT_MXNET, json.dumps(calls))
     assert result.returncode == 0, result.stderr
     endings = json.loads(result.stdout)
@@ -499,6 +559,7 @@ def test_help_and_wrong_flags_do_not_need_mxnet(tmp_path):
         assert (code, line) == (0, "") and output.startswith("usage: "), (name, line)
     for (name, words, told), (code, line, _) in zip(wrong, endings[len(COMMANDS) :]):
         assert code == 2 and line.startswith("error: ") and told in line, (name, words, line)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("words, told", BAD_TRAININGS, ids=lambda value: str(value)[:30])

@@ -1,14 +1,34 @@
 """A graph in int8, for CPUs, by MXNet's quantisation."""
 
 import json
+import sys
+from contextlib import contextmanager
 
 import numpy as np
 
 from cgd.network import graphs, onednn
-from cgd.system.environment import mx
-from cgd.system.errors import InputError
+from cgd.system.environment import mx, optional_package
+from cgd.system.errors import InputError, uninterrupted
 
 BACKEND = "MKLDNN_QUANTIZE"  # MXNet's pass that fuses operators, before and after quantisation
+
+
+def quantize_and_compare(checkpoint, x, batch_size):
+    """The graph of a float32 `Checkpoint` in int8, its parameters, and the cosine similarities of both's descriptors.
+
+    x : (N, 3, H, W) normalised images, all of which are used · similarities : (N,), NaN for what is not finite
+
+    Raises InputError as `quantize` does.
+    """
+    size = (x.shape[3], x.shape[2])
+    count = min(batch_size, len(x))
+    padded = mx.io.NDArrayIter(x, batch_size=count, last_batch_handle="pad")  # the last batch is filled with the first
+    values = dict(checkpoint.arg_params, **checkpoint.aux_params)
+    symbol, values = quantize(checkpoint.symbol, values, padded, size)
+    one, other = checkpoint.graph(mx.cpu()), onednn.for_inference(symbol, values, mx.cpu(), size, "int8")
+    batches = [x[first : first + count] for first in range(0, len(x), count)]
+    alike = [(one(batch).asnumpy() * other(batch).asnumpy()).sum(axis=1) for batch in batches]
+    return symbol, values, np.concatenate(alike)
 
 
 def quantize(symbol, values, batches, size):
@@ -18,29 +38,40 @@ def quantize(symbol, values, batches, size):
     batches : mx.io.DataIter of normalised images (N, 3, H, W), whose feature maps give the ranges
     size : (W, H) of the images
 
-    Raises InputError if MXNet cannot quantise the graph.
+    A stop, such as Ctrl-C, is delayed until MXNet has finished. Raises InputError if MXNet cannot quantise the graph.
     """
+    optional_package("scipy")  # MXNet looks for it, although it computes the ranges itself
     symbol, values, _ = onednn.fastest(symbol, values, size)
     symbol = symbol.get_backend_symbol(BACKEND)
     nodes = json.loads(symbol.tojson())["nodes"]
     dense = [node["name"] for node in nodes if "fully_connected" in node["op"]]
     try:
-        symbol, arguments, states = mx.contrib.quantization.quantize_model(
-            symbol,
-            *graphs.arguments_and_states(symbol, values),
-            label_names=None,
-            excluded_sym_names=dense,
-            calib_mode="entropy",
-            calib_data=batches,
-            quantized_dtype="auto",
-        )
+        with uninterrupted(), _errors_of_callbacks():
+            symbol, arguments, states = mx.contrib.quantization.quantize_model(
+                symbol,
+                *graphs.arguments_and_states(symbol, values),
+                label_names=None,
+                excluded_sym_names=dense,
+                calib_mode="entropy",
+                calib_data=batches,
+                quantized_dtype="auto",
+            )
     except mx.base.MXNetError as error:
         raise InputError(f"MXNet cannot quantise this network: {' '.join(str(error).split())[:200]}")
     return symbol.get_backend_symbol(BACKEND), dict(arguments, **states)
 
 
-def similarities(one, other, batches):
-    """The cosine similarities of the descriptors of two checkpoints, (N,)."""
-    first, second = one.graph(mx.cpu()), other.graph(mx.cpu())
-    found = [(first(x).asnumpy() * second(x).asnumpy()).sum(axis=1) for x in batches]
-    return np.concatenate(found)
+@contextmanager
+def _errors_of_callbacks():
+    """Raises at the end the first exception of a Python function that MXNet called; ctypes would only print it.
+
+    MXNet calls the functions that collect the feature maps' histograms. Without one of them, ranges would be wrong.
+    """
+    found, hook = [], sys.unraisablehook
+    sys.unraisablehook = lambda unraisable: found.append(unraisable.exc_value)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        if found:
+            raise found[0]

@@ -29,13 +29,13 @@ def replacing(path):
 
 
 def must_be_writable(path):
-    """Raises InputError if `path` cannot be written, so that this is known before hours of work."""
+    """Raises InputError if `path` cannot be written, so that this is known before hours of work. Creates no folders."""
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected a file name")
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = next(parent for parent in path.parents if parent.exists())
+        part = folder / f".part-{os.getpid()}-{path.name}"
         part.touch()
         part.unlink()
     except OSError as error:

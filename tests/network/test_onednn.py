@@ -1,6 +1,8 @@
 """The faster forms of the network on a CPU, against the plain ones."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -90,12 +92,31 @@ BACKBONES += ["bn_inception", "shufflenet_v2"]
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_inference_is_the_same(backbone):
+def test_inference_is_the_same(backbone, monkeypatch, capfd):
+    taken, fastest = [], onednn.fastest
+    monkeypatch.setattr(onednn, "fastest", lambda *graph: taken.append(fastest(*graph)) or taken[0])
     net = network(backbone)
     fast, expected = checkpoints.inference(net, mx.cpu(), (SIDE, SIDE)), net(pictures()).asnumpy()
+    assert taken[0][2] == ({} if backbone == "se_resnet50" else {"backend": onednn.BACKEND})
     assert expected.std(axis=0).mean() > 1e-3  # they differ from one another
-    np.testing.assert_allclose(fast(pictures()).asnumpy(), expected, atol=2e-6)
+    np.testing.assert_allclose(fast(pictures()).asnumpy(), expected, atol=onednn.TOLERANCE / 12**0.5)
     assert {parameter.grad_req for parameter in fast.collect_params().values()} == {"null"}
+    assert "notice" not in capfd.readouterr().err
+
+
+def test_a_form_with_other_embeddings_is_not_taken_and_a_line_says_so(monkeypatch, capfd):
+    net = network("mobilenet0.25", "M")
+    fold = graphs.fold_batch_norm
+
+    def fold_wrongly(symbol, values):
+        symbol, values = fold(symbol, values)
+        name = next(name for name in values if name.endswith("folded_bias"))
+        return symbol, dict(values, **{name: values[name] + 0.01})
+
+    monkeypatch.setattr(graphs, "fold_batch_norm", fold_wrongly)
+    fast = checkpoints.inference(net, mx.cpu(), (SIDE, SIDE))
+    np.testing.assert_array_equal(fast(pictures()).asnumpy(), net(pictures()).asnumpy())
+    assert len(capfd.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("p, powers", [(3.0, 1), (2.5, 2)])
@@ -143,13 +164,54 @@ def saved(tmp_path):
     return net, prefix
 
 
-def test_bfloat16_is_close(saved):
-    net, prefix = saved
-    found = checkpoints.Checkpoint(prefix).graph(mx.cpu(), dtype="bfloat16")(pictures()).asnumpy()
-    expected = net.embed(pictures()).asnumpy()
+@pytest.mark.parametrize("backbone", BACKBONES if LONG else ["resnet18_v1", "shufflenet_v2"])
+def test_bfloat16_is_close(backbone, tmp_path):
+    net = network(backbone, "MG")
+    checkpoints.save(net, str(tmp_path / "net"), {"image_width": SIDE, "image_height": SIDE})
+    found = checkpoints.Checkpoint(tmp_path / "net").graph(mx.cpu(), dtype="bfloat16")(pictures()).asnumpy()
+    expected = net(pictures()).asnumpy()
     similarity = (found * expected).sum(axis=1)
-    assert found.dtype == np.float32 and similarity.min() > 0.999
+    # bfloat16 has 8 bits; mobilenetv2_0.25, of 54 layers with random weights, has 0.97
+    assert found.dtype == np.float32 and similarity.min() > (0.95 if "mobilenet" in backbone else 0.998)
     assert np.abs(found - expected).max() > 1e-5  # more than the rounding of float32
+
+
+def test_a_network_that_cannot_run_in_bfloat16_is_one_line(saved, monkeypatch):
+    """As on a CPU without AVX-512: the error comes when the network first runs, and is raised when it is waited for."""
+    from mxnet.contrib import amp
+
+    class Broken(mx.operator.CustomOp):
+        def forward(self, *arguments):
+            raise ValueError("could not create a primitive descriptor iterator")
+
+    @mx.operator.register("broken")
+    class BrokenProperty(mx.operator.CustomOpProp):
+        def create_operator(self, *arguments):
+            return Broken()
+
+    convert = amp.convert_model
+
+    def convert_to_broken(symbol, *parameters, **more):
+        return (mx.sym.Custom(symbol, op_type="broken"), *convert(symbol, *parameters, **more)[1:])
+
+    monkeypatch.setattr(amp, "convert_model", convert_to_broken)
+    with pytest.raises(InputError, match="--dtype float32"):
+        checkpoints.Checkpoint(saved[1]).graph(mx.cpu(), dtype="bfloat16")
+    mx.nd.waitall()  # raises nothing
+
+
+def test_only_the_descriptors_follow_the_last_pooling():
+    """In SE-ResNet-50 each block has a global pooling, with a convolution after it."""
+    symbol = model.CGD("SMG", 12, "se_resnet50")(mx.sym.var("data"))
+    after = set(graphs.after_pooling(symbol))
+    operators = [node["op"] for node in json.loads(symbol.tojson())["nodes"] if node["name"] in after]
+    assert operators.count("Pooling") == operators.count("FullyConnected") == 3
+    assert not {"Convolution", "BatchNorm", "broadcast_mul"} & set(operators)
+
+
+@pytest.mark.parametrize("text, value", [("true", True), ("False", False), ("false", False), ("(1, 2)", (1, 2))])
+def test_attributes_are_python_values_also_in_lower_case(text, value):
+    assert graphs.attribute({"attrs": {"key": text}}, "key") == value
 
 
 def test_bfloat16_is_for_cpus(saved):
@@ -167,20 +229,25 @@ def test_a_learned_p_that_stays_where_it_was_is_not_taken_for_3():
     np.testing.assert_allclose(*found, atol=1e-6)
 
 
-@pytest.mark.parametrize("backbone", ["resnet18_v1", "se_resnet50"] if LONG else ["resnet18_v1"])
-def test_int8_is_close_and_is_a_checkpoint_like_any_other(backbone, tmp_path):
+@pytest.mark.parametrize("backbone", BACKBONES if LONG else ["resnet18_v1", "mobilenet0.25"])
+def test_int8_is_close_and_is_a_checkpoint_like_any_other(backbone, tmp_path, monkeypatch):
+    if not LONG:  # the search for the best range takes time that grows with the square of the histograms' bins
+        collector = mx.contrib.quantization._LayerHistogramCollector
+        monkeypatch.setattr(collector.__init__, "__defaults__", (1001, *collector.__init__.__defaults__[1:]))
     net = network(backbone, "MG", classes=5)
-    symbol, values = checkpoints._graph_of(net)
-    batches = mx.io.NDArrayIter(pictures(8), batch_size=4)
-    symbol, values = int8.quantize(symbol, values, batches, (SIDE, SIDE))
+    prefix = str(tmp_path / "net")
+    checkpoints.save(net, prefix, {"image_width": SIDE, "image_height": SIDE})
+    # 6 images in batches of 4: the last one is used, too
+    symbol, values, alike = int8.quantize_and_compare(checkpoints.Checkpoint(prefix), pictures(6), 4)
     prefix = str(tmp_path / "int8")
     checkpoints.write(prefix, symbol, values, {"dtype": "int8", "image_width": SIDE, "image_height": SIDE})
     nodes = json.loads(symbol.tojson())["nodes"]
-    assert sum(node.get("attrs", {}).get("quantized") == "true" for node in nodes) >= 20
+    assert sum(map(graphs.is_quantized, nodes)) >= 20
     checkpoint = checkpoints.Checkpoint(prefix)
-    found = checkpoint.graph(mx.cpu())(pictures()).asnumpy()
-    similarity = (found * net.embed(pictures()).asnumpy()).sum(axis=1)
-    assert 0.95 < similarity.min() and similarity.max() < 0.9999999
+    found = checkpoint.graph(mx.cpu())(pictures(6)).asnumpy()
+    similarity = (found * net.embed(pictures(6)).asnumpy()).sum(axis=1)
+    np.testing.assert_allclose(alike, similarity, atol=1e-4)
+    assert 0.85 < similarity.min() and similarity.max() < 0.9999999
     for refused in (
         lambda: checkpoint.graph(mx.cpu(), dtype="bfloat16"),
         lambda: checkpoint.graph(mx.gpu(0)),
@@ -188,3 +255,60 @@ def test_int8_is_close_and_is_a_checkpoint_like_any_other(backbone, tmp_path):
     ):
         with pytest.raises(InputError, match="int8"):
             refused()
+    checkpoints.write(prefix, symbol, values, {"image_width": SIDE, "image_height": SIDE})
+    with pytest.raises(InputError, match="is in int8, but the dtype in .*int8.json is float32"):
+        checkpoints.Checkpoint(prefix)
+
+
+def a_convolution():
+    """A graph of one convolution, its parameters, and 4 images for it."""
+    x = mx.sym.Convolution(mx.sym.var("data"), kernel=(1, 1), num_filter=4, name="conv")
+    symbol = mx.sym.Flatten(mx.sym.Activation(x, act_type="relu"))
+    random = np.random.RandomState(0)
+    values = {"conv_weight": mx.nd.array(random.randn(4, 3, 1, 1)), "conv_bias": mx.nd.array(random.randn(4))}
+    return symbol, values, mx.io.NDArrayIter(pictures(4, 8), batch_size=2), (8, 8)
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def run_out_of_memory():
+    raise MemoryError("no room")
+
+
+@pytest.mark.parametrize("what, error", [(interrupt, KeyboardInterrupt), (run_out_of_memory, MemoryError)])
+def test_a_stop_and_an_error_in_the_calibration_are_not_lost(what, error, monkeypatch):
+    collector = mx.contrib.quantization._LayerHistogramCollector
+    collect = collector.collect
+    monkeypatch.setattr(collector, "collect", lambda *arguments: (what(), collect(*arguments)))
+    with pytest.raises(error):
+        int8.quantize(*a_convolution())
+
+
+def operators_in_int8():
+    """Symbols of MXNet's operators that quantise or compute in int8, by name."""
+    var, contrib = mx.sym.var, mx.sym.contrib
+    x, low, high = (var(name) for name in ("x", "low", "high"))
+    one = (x, low, high)
+    two = (x, var("y"), low, high, var("low_y"), var("high_y"))
+    yield contrib.quantize(*one)
+    yield contrib.quantize_v2(x)
+    yield contrib.quantize_asym(x)
+    yield contrib.requantize(*one)
+    yield contrib.dequantize(*one)
+    yield contrib.quantized_act(*one, act_type="relu")
+    yield contrib.quantized_flatten(*one)
+    yield contrib.quantized_pooling(*one, kernel=(2, 2))
+    yield contrib.quantized_concat(*two, num_args=2)
+    yield contrib.quantized_elemwise_add(*two)
+    yield contrib.quantized_elemwise_mul(*two)
+    yield contrib.quantized_elemwise_mul(*two, enable_float_output=True)
+    yield contrib.quantized_conv(x, kernel=(1, 1), num_filter=2)
+    yield contrib.quantized_fully_connected(x, num_hidden=2)
+
+
+def test_outputs_of_operators_in_int8_are_counted_as_mxnet_does():
+    for symbol in operators_in_int8():
+        node = json.loads(symbol.tojson())["nodes"][-1]
+        assert checkpoints._outputs(node) == len(symbol), node
