@@ -227,6 +227,17 @@ def test_two_arrays_for_one_parameter_are_refused(tmp_path):
         weights.load_backbone(backbones.convolutions("mobilenet0.25"), tmp_path / "a.params")
 
 
+@pytest.mark.parametrize(
+    "name", ["features.4.0.x.weight", "².weight", "9" * 5000 + ".weight"], ids=["stage", "superscript", "long"]
+)
+def test_names_with_other_numbers_are_unknown(tmp_path, few_backbones, name):
+    """A stage that the network lacks, a digit that is no number, and one that `int` refuses since Python 3.11."""
+    arrays = {name: ("F32", (1,), bytes(4)), naming.BN_INCEPTION.mark: ("F32", (1,), bytes(4))}
+    (tmp_path / "a.safetensors").write_bytes(safetensors(arrays))
+    with pytest.raises(InputError, match="a.safetensors: .*(unknown|digits)"):
+        weights.load_backbone(backbones.convolutions("bn_inception"), tmp_path / "a.safetensors")
+
+
 def test_a_bias_before_batch_norm_moves_its_mean():
     random = np.random.RandomState(0)
     arrays, name = blank(FOREIGN["bn_inception"]), "features.2.1.branches.1.conv2."
