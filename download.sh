@@ -228,6 +228,8 @@ if missing:
 files() { # FILE, FOLDER, ADVICE IF IT CANNOT BE DOWNLOADED, RESULT...
     local file=$1 folder=$2 advice=$3 result missing='' found
     shift 3
+    # A file without an archive is verified where it already exists, as archives are.
+    [ "$1" != "$file" ] || [ ! -e "$folder/$file" ] || fetch "$file" "$folder" "$advice"
     for result; do
         exists "$folder/$result" || missing=yes
     done

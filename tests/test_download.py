@@ -820,6 +820,19 @@ def test_wrong_weights_by_name(project):
 
 
 @with_either
+def test_weights_without_an_archive_are_checked_where_they_are(project):
+    file, content = offer_other_weights(project, "resnet50_v1_onnx")
+    project.models.mkdir(parents=True)
+    (project.models / file).write_bytes(b"junk")
+    assert f"{file}: 4 bytes, expected 1000; replace or delete" in project.bad("weights", "resnet50_v1_onnx")
+    (project.models / file).write_bytes(content[:-1] + b"x")
+    assert f"expected sha256 {hashlib.sha256(content).hexdigest()}" in project.bad("weights", "resnet50_v1_onnx")
+    (project.models / file).write_bytes(content)
+    assert project.good("weights", "resnet50_v1_onnx")[0].startswith("already exists: ")
+    assert [path.name for path in project.models.iterdir()] == [file] and project.asked() == []
+
+
+@with_either
 def test_another_server_is_named_if_the_zoo_fails(project):
     offer_weights(project)
     del project.server.files["/{}.zip".format(MXNETS)]

@@ -20,9 +20,11 @@ from cgd.system.files import replacing
 SAFETENSORS_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"}
 ONNX_TYPES = {11: "<f8", 1: "<f4", 10: "<f2", 16: "bfloat16"}
 
-# Fields of ONNX's protobuf messages, from onnx.proto.
+# Fields of ONNX's protobuf messages, from onnx.proto. Values are in RAW_DATA, or in a field that depends on their type;
+# there, those of 16 bits are integers, one for each value.
 GRAPH, INITIALISER = 7, 5
-DIMS, DATA_TYPE, FLOAT_DATA, NAME, RAW_DATA, DATA_LOCATION = 1, 2, 4, 8, 9, 14
+DIMS, DATA_TYPE, FLOAT_DATA, INT32_DATA, NAME, RAW_DATA, DOUBLE_DATA, DATA_LOCATION = 1, 2, 4, 5, 8, 9, 10, 14
+TYPED_DATA = {"<f8": DOUBLE_DATA, "<f4": FLOAT_DATA, "<f2": INT32_DATA, "bfloat16": INT32_DATA}
 
 KINDS = "Gluon parameters, an ONNX model or safetensors"
 MXNET = struct.pack("<Q", FILE_MAGIC)  # what Gluon parameters begin with
@@ -59,6 +61,7 @@ def read(file):
         arrays = _safetensors(data) if start[8:9] == b"{" else _initialisers(data)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise InputError(f"{file}: expected {KINDS}; the file may be truncated ({type(error).__name__}: {error})")
+    arrays = {name: value for name, value in arrays.items() if value.size}  # an exporter's empty arrays are no weights
     if not arrays:
         raise InputError(f"{file}: contains no weights; expected {KINDS}")
     return _finite({name: mx.nd.array(np.atleast_1d(value), dtype="float32") for name, value in arrays.items()}, file)
@@ -118,11 +121,15 @@ def _tensor(data):
         return None
     if fields.get(DATA_LOCATION, [0])[0]:
         raise ValueError(f"{name} is in another file")
-    dims = fields.get(DIMS, [])
-    one_by_one = all(isinstance(length, int) for length in dims)
-    shape = dims if one_by_one else protobuf.varints(dims[0])
-    values = fields.get(RAW_DATA) or fields.get(FLOAT_DATA, [])
-    return name, np.concatenate([_floats(part, kind) for part in values]).reshape(shape)
+    shape, parts = _integers(fields.get(DIMS, [])), fields.get(RAW_DATA)
+    if parts is None:
+        parts = fields.get(TYPED_DATA[kind], [])
+        if TYPED_DATA[kind] == INT32_DATA:
+            parts = [np.array(_integers(parts), "<u2")]
+    values = np.concatenate([np.empty(0, np.float32), *(_floats(part, kind) for part in parts)])
+    if not values.size and 0 not in shape:
+        raise ValueError(f"{name} has no values")
+    return name, values.reshape(shape)
 
 
 def _floats(data, kind):
@@ -131,3 +138,11 @@ def _floats(data, kind):
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
     with np.errstate(over="ignore"):  # `read` looks for infinite values
         return np.frombuffer(data, kind).astype(np.float32)
+
+
+def _integers(values):
+    """The integers of a repeated field: one by one, or packed into bytes."""
+    found = []
+    for value in values:
+        found += [value] if isinstance(value, int) else protobuf.varints(value)
+    return found

@@ -15,12 +15,14 @@ from cgd.system.environment import mx
 
 # A network of osmr/imgclsmob ("gluoncv2"), and how its names are translated to those of the backbone here.
 #   mark : a name that only files of this network have
-#   place : the position of a stage's unit, "features.STAGE.UNIT.", in the backbone
+#   stages : how many there are; other numbers in a name are not translated
+#   place : the position of a stage's unit, "features.STAGE.UNIT.", in the backbone; stages count from 1
 #   parts : what the other parts of a name are replaced by, in this order
-Network = namedtuple("Network", "mark, place, parts")
+Network = namedtuple("Network", "mark, stages, place, parts")
 
 RESNET = Network(
     "features.1.0.body.conv1.conv.weight",
+    4,
     lambda stage, unit: f"{stage + 3}.{unit}.",
     {
         "features.0.conv.": "",
@@ -36,6 +38,7 @@ RESNET = Network(
 )
 BN_INCEPTION = Network(
     "features.1.0.branches.0.conv.weight",
+    3,
     lambda stage, unit: f"{(0, 5, 7, 12)[stage] + unit}.",
     {
         "features.0.conv1.": "0.",
@@ -52,6 +55,7 @@ BN_INCEPTION = Network(
 )
 SHUFFLENET_V2 = Network(
     "features.1.0.compress_conv1.weight",
+    3,
     lambda stage, unit: f"{(0, 2, 6, 14)[stage] + unit}.",
     {
         "features.0.conv.": "0.",
@@ -112,7 +116,8 @@ def _from_torch(arrays):
 
 
 def _from_imgclsmob(network, name):
-    name = re.sub(r"^features\.(\d)\.(\d)\.", lambda match: network.place(*map(int, match.groups())), name)
+    unit = rf"^features\.([1-{network.stages}])\.(\d)\."
+    name = re.sub(unit, lambda match: network.place(*map(int, match.groups())), name)
     name = re.sub(r"\bconv\.(?=weight|bias)", "0.", re.sub(r"\bbn\.", "1.", name))
     for part, ours in network.parts.items():
         name = name.replace(part, ours)

@@ -37,9 +37,9 @@ def load_backbone(features, file):
     """
     try:
         arrays = naming.translated(formats.read(file))
+        parameters, values = _matched(features, arrays)
     except ValueError as error:
         raise InputError(f"{file}: {error}")
-    parameters, values = _matched(features, arrays)
     wrong = problems(parameters, values)
     if wrong:
         fitting = [name for name in backbones.names() if not problems(*_matched(_blank(name), arrays))]
@@ -70,7 +70,7 @@ def _matched(features, arrays):
 def _is_classifier(name, value, blocks):
     """Whether it belongs to the output layer or, in VGG and AlexNet, to a Dense layer after the convolutional part."""
     first, _, last = name.partition(".")
-    after = first.isdigit() and int(first) >= blocks
+    after = first.isdecimal() and int(first) >= blocks
     return first in ("output", "fc") or after and (last == "bias" or last == "weight" and value.ndim == 2)
 
 

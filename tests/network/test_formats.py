@@ -54,6 +54,8 @@ def onnx(*tensors):
 
 
 BFLOAT16 = (VALUES.view("<u4") >> 16).astype("<u2").tobytes()
+BFLOAT16_INTEGERS = [0x3F00, 0xC050, 0x4480, 0x3A80, 0x8000, 0x40E0]
+FLOAT16 = [0x3800, 0xC280, 0x6400, 0x1400, 0x8000, 0x4700]
 UNPACKED = b"".join(varint(4 << 3 | 5) + value.tobytes() for value in VALUES.ravel())
 GOOD = {
     "F32": safetensors({"a": ("F32", (2, 3), VALUES.tobytes())}, __metadata__={"format": "pt"}),
@@ -66,6 +68,11 @@ GOOD = {
     "onnx one by one": onnx(tensor("a", 1, (2, 3), UNPACKED)),
     "onnx float16": onnx(tensor("a", 10, (2, 3), field(9, VALUES.astype("<f2").tobytes()))),
     "onnx bfloat16": onnx(tensor("a", 16, (2, 3), field(9, BFLOAT16))),
+    "onnx float16 as integers": onnx(tensor("a", 10, (2, 3), field(5, b"".join(map(varint, FLOAT16))))),
+    "onnx float16 one by one": onnx(tensor("a", 10, (2, 3), b"".join(field(5, n) for n in FLOAT16))),
+    "onnx bfloat16 as integers": onnx(tensor("a", 16, (2, 3), field(5, b"".join(map(varint, BFLOAT16_INTEGERS))))),
+    "onnx float64": onnx(tensor("a", 11, (2, 3), field(10, VALUES.astype("<f8").tobytes()))),
+    "onnx with an empty array": onnx(tensor("roi", 1, (0,), b""), tensor("a", 1, (2, 3), field(9, VALUES.tobytes()))),
     "onnx with shapes": onnx(
         tensor("n", 7, (1,), field(9, bytes(8))), tensor("a", 1, (2, 3), field(9, VALUES.tobytes()))
     ),
@@ -104,7 +111,8 @@ BAD = {
     "onnx shape": (onnx(tensor("a", 1, (2, 2), field(9, VALUES.tobytes()))), "reshape"),
     "onnx nameless": (onnx(field(5, field(2, 1) + field(9, VALUES.tobytes()))), "truncated"),
     "onnx elsewhere": (onnx(tensor("a", 1, (2, 3), field(14, 1))), "a is in another file"),
-    "onnx without values": (onnx(tensor("a", 1, (2, 3), b"")), "truncated"),
+    "onnx without values": (onnx(tensor("a", 1, (2, 3), b"")), "a has no values"),
+    "onnx empty": (onnx(tensor("a", 1, (2, 0), b"")), "no weights"),
     "infinite": (safetensors({"a": ("F64", (1,), struct.pack("<d", 1e300))}), "a contains values that are not finite"),
     "params cut": (struct.pack("<QQQ", 0x112, 0, 1), "truncated"),
 }
@@ -229,6 +237,17 @@ def test_two_arrays_for_one_parameter_are_refused(tmp_path):
     mx.nd.save(str(tmp_path / "a.params"), blank(["features.0.weight", "0.weight"]))
     with pytest.raises(InputError, match="a.params: several arrays for one parameter"):
         weights.load_backbone(backbones.convolutions("mobilenet0.25"), tmp_path / "a.params")
+
+
+@pytest.mark.parametrize(
+    "name", ["features.4.0.x.weight", "².weight", "9" * 5000 + ".weight"], ids=["stage", "superscript", "long"]
+)
+def test_names_with_other_numbers_are_unknown(tmp_path, few_backbones, name):
+    """A stage that the network lacks, a digit that is no number, and one that `int` refuses since Python 3.11."""
+    arrays = {name: ("F32", (1,), bytes(4)), naming.BN_INCEPTION.mark: ("F32", (1,), bytes(4))}
+    (tmp_path / "a.safetensors").write_bytes(safetensors(arrays))
+    with pytest.raises(InputError, match="a.safetensors: .*(unknown|digits)"):
+        weights.load_backbone(backbones.convolutions("bn_inception"), tmp_path / "a.safetensors")
 
 
 def test_a_bias_before_batch_norm_moves_its_mean():
