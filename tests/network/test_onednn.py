@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -197,7 +198,6 @@ def test_a_network_that_cannot_run_in_bfloat16_is_one_line(saved, monkeypatch):
     monkeypatch.setattr(amp, "convert_model", convert_to_broken)
     with pytest.raises(InputError, match="--dtype float32"):
         checkpoints.Checkpoint(saved[1]).graph(mx.cpu(), dtype="bfloat16")
-    mx.nd.waitall()  # raises nothing
 
 
 def test_only_the_descriptors_follow_the_last_pooling():
@@ -267,6 +267,20 @@ def a_convolution():
     random = np.random.RandomState(0)
     values = {"conv_weight": mx.nd.array(random.randn(4, 3, 1, 1)), "conv_bias": mx.nd.array(random.randn(4))}
     return symbol, values, mx.io.NDArrayIter(pictures(4, 8), batch_size=2), (8, 8)
+
+
+def test_all_images_give_the_ranges(monkeypatch):
+    seen = []
+
+    def collect(symbol, values, batches, size):
+        seen.extend(batch.data[0].asnumpy() for batch in batches)
+        raise InputError("enough")
+
+    monkeypatch.setattr(int8, "quantize", collect)
+    with pytest.raises(InputError, match="enough"):
+        checkpoint = SimpleNamespace(symbol=None, arg_params={}, aux_params={})
+        int8.quantize_and_compare(checkpoint, pictures(6, 8), batch_size=4)
+    np.testing.assert_array_equal(np.concatenate(seen)[:6], pictures(6, 8).asnumpy())
 
 
 def interrupt():
