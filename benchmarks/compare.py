@@ -56,14 +56,17 @@ class Contestant:
         try:
             while self._read() != "ready":  # libraries print there, too
                 pass
-            self.batches = max(1, round(SECONDS / min(self._seconds(1) for _ in range(3))))
+            seconds = self._seconds(1)
+            if seconds < SECONDS:
+                self.batches = max(1, round(SECONDS / min(self._seconds(1) for _ in range(3))))
         except ValueError:
             self.process.kill()
             raise
 
     def turn(self, images):
         """Measures the images per second, with `images` in a batch."""
-        self._seconds(1)
+        if self.batches > 1:
+            self._seconds(1)
         self.rates.append(self.batches * images / self._seconds(self.batches))
 
     def close(self):

@@ -19,7 +19,7 @@ import networks  # noqa: E402
 
 from cgd.system.machine import usable_cores  # noqa: E402
 
-PICTURES, BATCH = 256, 32  # images that a program reads and describes in one run, where reading is measured
+PICTURES, BATCH = 128, 32  # images that a program reads and describes in one run, where reading is measured
 TOLERANCE = 1e-3  # of the descriptors of a runtime in float32, to be sure that it computes the same
 
 

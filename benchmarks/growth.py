@@ -29,7 +29,7 @@ from cgd.tables.plots import figure_of  # noqa: E402
 DIM, KS, NEIGHBOURS, QUERIES = 512, (1, 10, 100, 1000), 10, 100
 FILES = 256  # image files; larger sets repeat them
 SIZES = {
-    "describing": (1000, 4000, 16000, 60000),
+    "describing": (1000, 4000, 16000),
     "search": (2000, 8000, 30000, 60000),
     "large search": (60000, 250000, 1000000),
     "training": ((16, 112), (32, 112), (64, 112), (128, 112), (32, 80), (32, 160), (32, 224)),
