@@ -113,7 +113,7 @@ def plot(results, file):
         axes.set_title(what)
         if what == "training":
             for label, place in (("pixels at batches of 32", 1), ("images in a batch at 112 pixels", 0)):
-                chosen = sorted((size[place], row[0]) for size, row in rows if size[1 - place] == (112, 32)[1 - place])
+                chosen = sorted((size[place], row[0]) for size, row in rows if size[1 - place] == (32, 112)[1 - place])
                 axes.plot(*zip(*chosen), marker="o", label=label)
             axes.legend()
         else:
@@ -121,6 +121,9 @@ def plot(results, file):
             axes.set_xlabel(UNITS[what])
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.set_xticks(axes.lines[0].get_xdata(), map(str, axes.lines[0].get_xdata()))
+        axes.xaxis.set_minor_formatter("")
+        axes.yaxis.set_minor_formatter("")
         axes.set_ylabel("seconds")
         axes.grid(alpha=0.3)
     figure.savefig(file)
@@ -134,10 +137,12 @@ def main():
     options = parser.parse_args()
     if options.one:
         return measure(options.one[0], json.loads(options.one[1]), Path(options.one[2]))
+    if options.plot:
+        figure_of(1, 1)  # stops before the measurements if matplotlib is missing
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         for what in [options.only] if options.only else SIZES:
-            print(f"\n| {what}: {UNITS[what]} | seconds | microseconds per image | MiB |\n|---|---|---|---|")
+            print(f"\n| {what}: {UNITS[what]} | seconds | microseconds each | MiB |\n|---|---|---|---|")
             rows = results.setdefault(what, [])
             for size in SIZES[what]:
                 words = [sys.executable, __file__, "--one", what, json.dumps(size), folder]

@@ -71,7 +71,7 @@ def worker_run(kind, small_demo, folder, workers=WORKERS):
 
 
 def assert_trained_alike(values, others):
-    """Usually they are equal. But where a gradient is near zero, rounding decides its sign, and Adam's step is as long.
+    """Usually they are equal. But where a gradient is near zero, rounding decides the sign of Adam's whole step.
 
     So a few values may differ, by up to 0.0132: each moves by up to 0.0066, two steps of 0.003 and two of 0.0003. With
     the sum of gradients in the place of their mean, 62 % of the values differ by more than 1e-4.
