@@ -18,7 +18,6 @@ from PIL import Image
 
 import train
 from cgd.data import datasets, flags
-from cgd.network import model
 from cgd.system import environment
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
@@ -637,11 +636,11 @@ def test_measured_rates_survive_a_busy_machine(monkeypatch):
         sizes.add((pictures.shape, len(identities)))
         clock[0] += 0.3 if call < 4 or call % 3 else 0.05
 
-    def embed(_, inputs):
+    def embed(inputs):
         clock[0] += 0.02
 
     monkeypatch.setattr(trainer.Trainer, "step", step)
-    monkeypatch.setattr(model.CGD, "embed", embed)
+    monkeypatch.setattr(rates.checkpoints, "inference", lambda net, device, size: embed)
     monkeypatch.setattr(rates, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
     recipe = recipes.replace(recipes.RECIPES["demo"], backbone="mobilenet0.25", batch_size=12)
     measured = rates.measure(recipe, mx.cpu())
@@ -664,7 +663,7 @@ def test_a_batch_in_pieces_is_measured_in_pieces(given, measured, monkeypatch):
     """Also where a part of the batch is measured, here 16 images of 128."""
     seen = []
     monkeypatch.setattr(trainer.Trainer, "step", lambda run, *_: seen.append(run.objective.micro_batch))
-    monkeypatch.setattr(model.CGD, "embed", lambda *_: None)
+    monkeypatch.setattr(rates.checkpoints, "inference", lambda *_: lambda inputs: None)
     monkeypatch.setattr(rates, "SECONDS", 0.0)
     rates.measure(recipes.replace(recipes.RECIPES["cub200"], backbone="mobilenet0.25"), mx.cpu(), given)
     assert set(seen) == {measured}
