@@ -455,7 +455,7 @@ BAD_TESTS = [
     (["--dataset", "cub"], "invalid choice: 'cub'"),
     (["--recallk", "1,x"], "'1,x'"),
     (["--recallk", "0"], "expected whole numbers from 1"),
-    (["--recallk", "1,24"], "Recall@24: each query is searched in 23 images"),
+    (["--recallk", "1,24"], "Recall@24 of the test split: each query is searched in 23 images"),
     (["--batch-size", "0"], "--batch-size: expected a whole number from 1, found '0'"),
     (["--batch-size", "many"], "--batch-size: expected a whole number from 1, found 'many'"),
     (["--num-workers", "-1"], "--num-workers"),
