@@ -173,7 +173,7 @@ def forward_alone(files, suffix=""):
 
     graph, x = (
         Checkpoint(files.prefix + suffix).graph(mx.cpu()),
-        mx.nd.array(np.resize(files.pictures, (32, *files.pictures.shape[1:]))),
+        mx.nd.array(np.resize(files.pictures, (BATCH, *files.pictures.shape[1:]))),
     )
     return lambda: [graph(x).asnumpy() for _ in range(PICTURES // BATCH)]
 
