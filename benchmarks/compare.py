@@ -112,7 +112,9 @@ def table(rates, flops=None, limit=None):
     flops : of an image · limit : floating-point operations per second of a matrix product
     """
     first = next(iter(rates.values()))
-    head = ["program", "images/s", f"speed of {next(iter(rates))} / its speed"] + (["of the matrix rate"] if flops else [])
+    head = ["program", "images/s", f"speed of {next(iter(rates))} / its speed"]
+    if flops:
+        head.append("of the matrix rate")
     yield "| " + " | ".join(head) + " |"
     yield "|---" * len(head) + "|"
     for title, own in rates.items():
