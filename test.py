@@ -63,47 +63,14 @@ def arguments():
     add("--save-embeddings", metavar="FILE.npz", help="save descriptors, class and image ids, names, boxes, paths")
     add("--results", metavar="FILE.json", help="save the recalls and rates")
     options = parser.parse_args()
-    choose_runtime(options)
+    options.runtime = descriptions.choose_runtime(options.pretrained_model, options.runtime, options.dtype)
+    if options.pooled and descriptions.is_onnx(options.pretrained_model):
+        raise InputError("--pooled: an ONNX file has no pooled vectors; give its checkpoint, with --runtime onnx")
     if options.save_embeddings and not options.save_embeddings.endswith(".npz"):
         raise InputError(f"--save-embeddings {options.save_embeddings}: expected a name that ends with .npz")
     for file in filter(None, (options.save_embeddings, options.results)):
         files.must_be_writable(file)
     return options
-
-
-def choose_runtime(options):
-    """Sets `runtime` if it is not given. Raises InputError for flags that the runtime or FILE.onnx does not allow."""
-    options.runtime = options.runtime or ("onnx" if is_onnx(options.pretrained_model) else "mxnet")
-    if options.runtime == "onnx" and options.dtype != "float32":
-        raise InputError(f"--dtype {options.dtype}: for MXNet only, not for --runtime onnx")
-    if is_onnx(options.pretrained_model):
-        if options.runtime != "onnx":
-            raise InputError(f"--runtime mxnet: MXNet cannot run {options.pretrained_model}; give its checkpoint")
-        if options.pooled:
-            raise InputError("--pooled: an ONNX file has no pooled vectors; give its checkpoint, with --runtime onnx")
-
-
-def is_onnx(name):
-    """Whether --pretrained-model is an ONNX file, not the prefix of a checkpoint."""
-    return name.endswith(".onnx")
-
-
-def network(options):
-    """The network of --pretrained-model; the device of its input; the runtime and its version, for --results."""
-    from cgd.network.checkpoints import Checkpoint
-    from cgd.system import environment
-
-    name, versions = options.pretrained_model, environment.versions()
-    source = name if is_onnx(name) else Checkpoint(name)
-    if options.runtime == "mxnet":
-        ctx = environment.context(options.gpu)
-        return source, ctx, {"runtime": "mxnet", "device": str(ctx), "versions": versions}
-
-    from cgd.network import onnx_session
-
-    source = onnx_session.Network(source, options.gpu)
-    versions["onnxruntime"] = source.runtime.__version__
-    return source, environment.mx.cpu(), {"runtime": "onnx", "device": source.provider, "versions": versions}
 
 
 def warn_of_another_crop(cropped, options, description):
@@ -133,8 +100,7 @@ def image_size(options, description):
 
 def main():
     options = arguments()
-    read = descriptions.read_onnx if is_onnx(options.pretrained_model) else descriptions.read
-    description = read(options.pretrained_model)
+    description = descriptions.read(options.pretrained_model)
     name = options.dataset or description["dataset"]
     dataset = flags.load_dataset(options, name, cropped=description["cropped"], need_training=False)
     cropped = dataset.test[0].box is not None
@@ -143,13 +109,14 @@ def main():
 
     # Not before: these import MXNet, which takes far longer than all the above.
     from cgd.data import loader
+    from cgd.network import runtimes
     from cgd.retrieval import evaluation
     from cgd.system import environment
 
     preprocessing = evaluation.Preprocessing(size, description["mean"], description["std"])
     unreadable = loader.Unreadable(options.skip_unreadable)
     evaluate = evaluation.Evaluator(dataset, preprocessing, options.batch_size, options.num_workers, unreadable)
-    checkpoint, ctx, runtime = network(options)
+    checkpoint, ctx, runtime = runtimes.open_network(options.pretrained_model, options.runtime, options.gpu)
     dtype = "float32" if options.runtime == "onnx" else checkpoint.running_dtype(ctx, options.dtype)
     if dtype == "bfloat16" and not environment.has_amx:
         print("warning: bfloat16 can be slower than float32: oneDNN cannot use AMX here", file=sys.stderr)

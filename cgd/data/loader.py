@@ -19,7 +19,7 @@ AHEAD = 2  # batches under way in each process
 
 
 class Unreadable:
-    """Images that could not be read. Each is reported; more than `limit` of them end the run."""
+    """Images that could not be read. Each is reported; more than `limit` of them end the run, unless it is None."""
 
     def __init__(self, limit=0):
         self.limit, self.reasons = limit, set()
@@ -29,6 +29,9 @@ class Unreadable:
         if reason in self.reasons:
             return
         self.reasons.add(reason)
+        if self.limit is None:
+            tqdm.write(f"skipped: {reason}", file=sys.stderr)
+            return
         if self.limit == 0:
             raise InputError(f"{reason}; --skip-unreadable N skips up to N such images")
         if len(self.reasons) > self.limit:

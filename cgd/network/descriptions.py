@@ -32,14 +32,34 @@ METADATA, KEY, VALUE = 14, 1, 2
 PREPARATION = ("dataset", "cropped", "image_width", "image_height", "mean", "std")
 
 
-def read(prefix):
-    """The description: dict, RELEASED updated with PREFIX.json if it exists.
+def is_onnx(name):
+    """Whether a network's name is that of an ONNX file, not the prefix of a checkpoint."""
+    return name.endswith(".onnx")
 
-    Raises InputError if PREFIX.json is invalid, or if another file of the checkpoint is missing.
+
+def choose_runtime(name, runtime=None, dtype="float32"):
+    """ "mxnet" or "onnx", what runs the network: as given, or by the network's name.
+
+    Raises InputError for a runtime that cannot run it, or not with this precision.
     """
+    runtime = runtime or ("onnx" if is_onnx(name) else "mxnet")
+    if runtime == "onnx" and dtype != "float32":
+        raise InputError(f"--dtype {dtype}: for MXNet only, not for --runtime onnx")
+    if runtime == "mxnet" and is_onnx(name):
+        raise InputError(f"--runtime mxnet: MXNet cannot run {name}; give its checkpoint")
+    return runtime
+
+
+def read(name):
+    """The description: dict, RELEASED updated with PREFIX.json if it exists, or with the metadata of an ONNX file.
+
+    Raises InputError if PREFIX.json is invalid, if another file of the checkpoint is missing, and as `read_onnx`.
+    """
+    if is_onnx(name):
+        return read_onnx(name)
     for ending in ("-symbol.json", "-0000.params"):
-        _must_exist(prefix, ending)
-    return dict(RELEASED, **_read(f"{prefix}.json"))
+        _must_exist(name, ending)
+    return dict(RELEASED, **_read(f"{name}.json"))
 
 
 def read_onnx(file):

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 import numpy as np
 
 from cgd.network import graphs, onednn
-from cgd.system.environment import mx, optional_package
+from cgd.system.environment import mx
 from cgd.system.errors import InputError, uninterrupted
+from cgd.system.packages import optional_package
 
 BACKEND = "MKLDNN_QUANTIZE"  # MXNet's pass that fuses operators, before and after quantisation
 

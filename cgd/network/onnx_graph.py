@@ -10,8 +10,9 @@ import numpy as np
 
 from cgd.network import graphs
 from cgd.network.graphs import attribute
-from cgd.system.environment import git_commit, mx, optional_package
+from cgd.system.environment import git_commit, mx
 from cgd.system.errors import InputError
+from cgd.system.packages import optional_package
 
 OPSET, IR_VERSION = 13, 8
 INPUT, OUTPUT = "image", "descriptor"

@@ -8,8 +8,9 @@ import os
 
 from cgd.network import onnx_graph
 from cgd.network.onnx_graph import INPUT, OUTPUT
-from cgd.system.environment import find_gpu, mx, optional_package
+from cgd.system.environment import find_gpu, mx
 from cgd.system.errors import InputError
+from cgd.system.packages import optional_package
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 INSTALL = "pip install 'onnxruntime-gpu[cuda,cudnn]'"

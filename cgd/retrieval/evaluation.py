@@ -88,26 +88,37 @@ class Extractor:
 
         Arguments are those of `Evaluator`.
         """
-        count, rows, readable = len(self.loader.view), [], []
-        batches = self.loader.batches(images.eval_batches(count, self.batch_size))
-        with tqdm(total=count, unit="image", disable=quiet, mininterval=0.5, leave=False) as progress:
-            for pictures, _, batch_readable in batches:
-                rows.append(embed(self._preprocess(pictures, ctx)))
-                readable.append(batch_readable)
-                if len(rows) > 1:  # waits for the previous batch only, so that the device is never idle
-                    rows[-2] = rows[-2].asnumpy()
-                    progress.update(len(rows[-2]))
-            rows[-1] = rows[-1].asnumpy()
-        embeddings = np.concatenate(rows)[:count]
-        if not np.isfinite(embeddings).all():
-            raise InputError("the network's embeddings are not finite")
-        return embeddings, np.concatenate(readable)
+        embeddings, readable = zip(*self.batches(embed, ctx, quiet))
+        return np.concatenate(embeddings), np.concatenate(readable)
 
-    def _preprocess(self, pictures, ctx):
-        """The network's input. The last batch is padded, because cuDNN tunes each convolution for every batch size."""
-        x = images.normalise(pictures.as_in_context(ctx), self.preprocessing.mean, self.preprocessing.std)
-        missing = self.batch_size - len(x)
-        return mx.nd.concat(x, mx.nd.zeros((missing, *x.shape[1:]), ctx=ctx), dim=0) if missing else x
+    def batches(self, embed, ctx, quiet=False):
+        """Yields embeddings and readable, as above, of one batch of records after the other."""
+        count, waiting = len(self.loader.view), []
+        with tqdm(total=count, unit="image", disable=quiet, mininterval=0.5, leave=False) as progress:
+            for pictures, _, readable in self.loader.batches(images.eval_batches(count, self.batch_size)):
+                x = network_input(pictures, self.preprocessing, ctx, self.batch_size)
+                waiting.append((embed(x), readable))
+                if len(waiting) > 1:  # waits for the previous batch only, so that the device is never idle
+                    yield _finished(*waiting.pop(0))
+                    progress.update(self.batch_size)
+            yield _finished(*waiting.pop())
+
+
+def network_input(pictures, preprocessing, ctx, batch_size):
+    """Pictures (n, H, W, 3), uint8 NDArray -> the network's input (batch_size, 3, H, W) on the device `ctx`.
+
+    A smaller batch is padded, because cuDNN tunes each convolution for every batch size.
+    """
+    x = images.normalise(pictures.as_in_context(ctx), preprocessing.mean, preprocessing.std)
+    missing = batch_size - len(x)
+    return mx.nd.concat(x, mx.nd.zeros((missing, *x.shape[1:]), ctx=ctx), dim=0) if missing else x
+
+
+def _finished(embeddings, readable):
+    embeddings = embeddings.asnumpy()[: len(readable)]
+    if not np.isfinite(embeddings).all():
+        raise InputError("the network's embeddings are not finite")
+    return embeddings, readable
 
 
 def report(ranks, recalls):

@@ -236,11 +236,3 @@ def git_commit():
         return subprocess.check_output(words, stderr=subprocess.DEVNULL, universal_newlines=True).strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def optional_package(name):
-    """The package `name`, which only some commands need. Raises InputError with the command that installs it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise InputError(f"this needs the package {name} ({error}): pip install {name}")

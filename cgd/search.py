@@ -1,0 +1,174 @@
+"""Finds the pictures of an index that are most similar to a picture.
+
+    python -m cgd.search photos-index photo.jpg
+    python -m cgd.search photos-index queries/ -k 20 --json > found.jsonl
+    python -m cgd.search photos-index --like 17
+    python -m cgd.search photos-index --export photos.faiss
+
+The index is one that python -m cgd.describe made. The search is exact. For each query, its nearest pictures are
+printed, nearest first: rank, distance (Euclidean, between vectors of length 1: from 0 to 2), number in the index, path.
+With --json, a line is {"query": path, "neighbours": [{"item", "distance", "path", "label"}, ...]}.
+
+--export writes the descriptors for another engine: FILE.npy, (N, dim) float32; or FILE.faiss, an IndexFlatIP of faiss.
+Rows are numbered as the lines of items.jsonl, from 0.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from cgd import describe
+from cgd.data import flags, pictures
+from cgd.network import descriptions
+from cgd.retrieval import index
+from cgd.retrieval.recall import nearest
+from cgd.system import errors, files
+from cgd.system.errors import InputError
+from cgd.system.packages import optional_package
+
+
+def arguments():
+    parser = errors.Parser(
+        prog="python -m cgd.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("index", metavar="INDEX", help="folder that cgd.describe wrote")
+    add("queries", nargs="*", metavar="QUERY", help="a picture, or a folder of pictures")
+    add("--like", action="append", type=flags.whole(0), metavar="N", help="search for picture N of the index")
+    add("-k", type=flags.whole(1), default=10, metavar="K", help="pictures found for each query (default: 10)")
+    add("--json", action="store_true", help="print a line of JSON for each query")
+    help_ = "write all descriptors instead of searching: FILE.npy or FILE.faiss"
+    add("--export", metavar="FILE", help=help_)
+    add = parser.add_argument_group("device").add_argument
+    help_ = "the network that described the index (default: where it was then)"
+    add("--pretrained-model", dest="prefix", metavar="PREFIX", help=help_)
+    describe.add_device_flags(add)
+    options = parser.parse_args()
+    if sum(map(bool, (options.queries, options.like, options.export))) != 1:
+        raise InputError("give what to search for: either pictures, or --like, or --export")
+    if options.export:
+        if Path(options.export).suffix not in (".npy", ".faiss"):
+            raise InputError(f"--export {options.export}: expected a name that ends with .npy or .faiss")
+        files.must_be_writable(options.export)
+    return options
+
+
+def find_queries(words):
+    """[Picture] with absolute paths, of pictures and folders."""
+    found = []
+    for word in words:
+        if os.path.isdir(word):
+            root, some = pictures.find(word)
+            found += [picture._replace(path=os.path.join(root, picture.path)) for picture in some]
+        elif not os.path.exists(word):
+            raise InputError(f"{word}: no such file; expected a picture or a folder of pictures")
+        else:
+            found.append(pictures.Picture(os.path.abspath(word), 0, 0, None, None))
+    return found
+
+
+def describe_queries(options, facts, queries):
+    """The queries that could be read, and their descriptors (n, dim), by the network of the index."""
+    options.prefix = options.prefix or facts["name"]
+    options.runtime = descriptions.choose_runtime(options.prefix, options.runtime, options.dtype)
+    try:
+        description = descriptions.read(options.prefix)
+    except InputError as error:
+        raise InputError(f"{error}; if the network was moved, give its new place by --pretrained-model")
+    if any(facts[key] != value for key, value in index.facts_of(options.prefix, description).items() if key != "name"):
+        raise InputError(f"{options.prefix}: is not the network that described {options.index}; {index.AGAIN}")
+    numbers, vectors = [], [np.zeros((0, facts["dim"]), np.float32)]
+
+    # Not before: it imports MXNet, which takes far longer than all the above.
+    from cgd.retrieval import describer
+
+    for some, found in describer.stream(options, "", queries):
+        numbers.extend(some)
+        vectors.append(found)
+    if not numbers:
+        raise InputError(f"none of the {len(queries)} queries could be read")
+    return [queries[number] for number in numbers], np.concatenate(vectors)
+
+
+def like(options, items, vectors):
+    """The pictures of --like as queries, and their vectors."""
+    last = len(items) - 1
+    for number in options.like:
+        if number > last:
+            raise InputError(f"--like {number}: {options.index} has the pictures 0 to {last}")
+    return [items[number] for number in options.like], np.asarray(vectors[options.like], np.float32)
+
+
+def search(vectors, k, gallery, own=None):
+    """Indices (n, k) and distances of the nearest rows of the gallery; without row own[i] for query i, if given."""
+    wanted = min(k + (own is not None), len(gallery))
+    found, distances = nearest(vectors, wanted, gallery, return_distances=True)
+    if own is None:
+        return found, distances
+    other = found != np.array(own)[:, None]
+    other[other.all(axis=1), -1] = False  # so many copies that it is not among them
+    shape = len(found), wanted - 1
+    return found[other].reshape(shape), distances[other].reshape(shape)
+
+
+def neighbours_of(found, distances, items, root):
+    """The neighbours of one query as dicts, as --json prints them."""
+    return [
+        {
+            "item": int(number),
+            "distance": float(distance),
+            "path": os.path.join(root, items[number].path),
+            "label": items[number].label,
+        }
+        for number, distance in zip(found, distances)
+    ]
+
+
+def text_of(neighbours):
+    """A line for each neighbour: rank, distance, number in the index, path."""
+    lines = ("{:4d}  {distance:.4f}  {item:7d}  {path}".format(rank, **n) for rank, n in enumerate(neighbours, 1))
+    return "\n".join(lines)
+
+
+def export(file, vectors):
+    """Writes the vectors (N, dim) as FILE.npy or FILE.faiss."""
+    starts = range(0, len(vectors), index.BLOCK)
+    blocks = (np.ascontiguousarray(vectors[start : start + index.BLOCK], np.float32) for start in starts)
+    with files.replacing(file) as part:
+        if file.endswith(".npy"):
+            with open(str(part), "wb") as opened:
+                index.write_vectors(opened, vectors.shape, "float32", blocks)
+            return
+        faiss = optional_package("faiss", "faiss-cpu")
+        flat = faiss.IndexFlatIP(vectors.shape[1])
+        for block in blocks:
+            flat.add(block)
+        faiss.write_index(flat, str(part))
+
+
+def main():
+    options = arguments()
+    facts, items, vectors = index.read(options.index)
+    if options.export:
+        export(options.export, vectors)
+        print(f"written: {options.export}, {vectors.shape[0]} x {vectors.shape[1]}")
+        return
+    if options.like:
+        queries, described = like(options, items, vectors)
+        queries = [query._replace(path=os.path.join(facts["folder"], query.path)) for query in queries]
+    else:
+        queries, described = describe_queries(options, facts, find_queries(options.queries))
+    found, distances = search(described, options.k, vectors, options.like)
+    for query, row, far in zip(queries, found, distances):
+        neighbours = neighbours_of(row, far, items, facts["folder"])
+        if options.json:
+            print(json.dumps({"query": query.path, "neighbours": neighbours}))
+        else:
+            print(f"{query.path}\n{text_of(neighbours)}")
+
+
+if __name__ == "__main__":
+    errors.run(main)
