@@ -23,7 +23,16 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 
 # The programs with flags of their own, as the documentation writes them.
-PROGRAMS = ("train.py", "test.py", "-m cgd.tables", "-m cgd.retrieval.sheet", "-m cgd.training.curves", "-m cgd.export")
+PROGRAMS = (
+    "train.py",
+    "test.py",
+    "-m cgd.tables",
+    "-m cgd.retrieval.sheet",
+    "-m cgd.training.curves",
+    "-m cgd.export",
+    "-m cgd.describe",
+    "-m cgd.search",
+)
 CALL = re.compile(r"(?:^|[ =\"])({})(?![\w.])(.*)".format("|".join(map(re.escape, PROGRAMS))))
 
 
@@ -147,8 +156,9 @@ def test_every_flag_of_training_is_documented(flags):
 def test_python_examples_run(tmp_path, monkeypatch):
     """An expression with a literal in a comment behind it, as in `1 + 1  # 2`, has that value."""
     monkeypatch.chdir(tmp_path)
-    blocks = [block for language, block in FENCE.findall(README.read_text()) if language == "python"]
-    assert blocks
+    pages = README, ROOT / "docs" / "api.md"
+    blocks = [block for page in pages for language, block in FENCE.findall(page.read_text()) if language == "python"]
+    assert len(blocks) >= len(pages)
     checked = 0
     for block in blocks:
         names, lines = {}, block.split("\n")
