@@ -3,14 +3,19 @@
     python -m cgd.explain runs/demo-1/trained/last a.jpg b.jpg -o maps.png
     python -m cgd.explain runs/demo-1/trained/last query.jpg first.jpg second.jpg third.jpg -o maps.png
     python -m cgd.explain runs/demo-1/trained/last a.jpg b.jpg --box 10,20,80,60 --box 0,5,90,70 -o maps.png
+    python -m cgd.explain runs/demo-1/trained/last a.jpg b.jpg --common demo.npz -o maps.png
 
 One row for each B, beside A: both images, the map of the whole descriptor over them, and those of its global
 descriptors S, M and G. A map says what each place adds to the cosine similarity: yellow to red for more, blue for less.
-It adds up, with what the biases of the Dense layers add, to the similarity; the sums are printed. docs/explain.md
-explains the maps. Runs on the CPU.
+It adds up, with what the biases of the Dense layers add, to the similarity; the sums are printed.
+
+Where any two descriptors have a similarity near 1, the maps of an image are the same for any other. --common takes the
+descriptors of a data set, and leaves out the direction that they share: the maps then add up to the similarity of the
+rest. docs/explain.md explains this. Runs on the CPU.
 """
 
 import argparse
+import zipfile
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -45,6 +50,8 @@ def arguments():
     add("-o", "--output", required=True, metavar="FILE", help="image to write, such as maps.png or maps.jpg")
     help_ = "crop; give it once for each image, A first (default: whole images)"
     add("--box", type=box, action="append", metavar="X,Y,W,H", help=help_)
+    help_ = "leave out what these descriptors share: file of test.py --save-embeddings, or .npy with (N, dim)"
+    add("--common", metavar="FILE", help=help_)
     options = parser.parse_args()
     options.images = [options.image, *options.others]
     if options.box and len(options.box) != len(options.images):
@@ -68,11 +75,24 @@ def pictures(options):
     return found
 
 
-def report(names, maps):
+def mean_of(file):
+    """The mean (dim,) of the descriptors in a file of test.py --save-embeddings, or in an .npy file."""
+    try:
+        found = np.load(file, mmap_mode="r")
+        vectors = found["embeddings"] if hasattr(found, "files") else found
+        mean = vectors.mean(axis=0, dtype=np.float64)
+        if vectors.ndim != 2 or not np.linalg.norm(mean) > 0:
+            raise ValueError(f"an array of shape {vectors.shape} with the mean {mean}")
+        return mean
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(f"--common {file}: not a file of test.py --save-embeddings, nor of descriptors ({error})")
+
+
+def report(names, similarities, maps):
     """The sums in text: two lines for each B, below its similarity with A."""
     lines = []
-    for name, found in zip(names[1:], maps):
-        lines.append(f"{names[0]} and {name}: similarity {found.similarity:.4f}")
+    for name, similarity, found in zip(names[1:], similarities, maps):
+        lines.append(f"{names[0]} and {name}: {_title(similarity, found, 4)}")
         for path, side in ((names[0], found.a), (name, found.b)):
             terms = [f"{letter} {values.sum():.4f}" for letter, values in side.branches.items()]
             total = side.whole.sum() + side.bias
@@ -80,10 +100,15 @@ def report(names, maps):
     return "\n".join(lines)
 
 
-def draw(images, maps):
+def _title(similarity, found, digits):
+    rest = f", of the rest {found.similarity:.{digits}f}" if found.similarity != similarity else ""
+    return f"similarity {similarity:.{digits}f}{rest}"
+
+
+def draw(images, similarities, maps):
     """The picture: a row for each B.
 
-    images : Pillow images, A first · maps : SimilarityMaps of A and each B
+    images : Pillow images, A first · similarities : of A and each B · maps : their SimilarityMaps
     """
     from cgd.retrieval.maps import heat, over, scale_of
 
@@ -92,9 +117,9 @@ def draw(images, maps):
     pair, row = 2 * (SIDE + GAP) + GAP, SIDE + 2 * LINE + 2 * GAP
     sheet = Image.new("RGB", (GAP + pair * (1 + len(columns)), GAP + row * len(maps) + LINE), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT)
-    for line, (other, found) in enumerate(zip(images[1:], maps)):
+    for line, (other, similarity, found) in enumerate(zip(images[1:], similarities, maps)):
         y = GAP + line * row
-        pen.text((GAP, y), f"similarity {found.similarity:.3f}", INK, font)
+        pen.text((GAP, y), _title(similarity, found, 3), INK, font)
         shown = [_fitted(image) for image in (images[0], other)]
         for place, image in enumerate(shown):
             sheet.paste(image, (GAP + place * (SIDE + GAP), y + LINE))
@@ -127,21 +152,31 @@ def _fitted(image):
 def main():
     options = arguments()
     description = descriptions.read(options.prefix)  # so that a wrong name is reported at once
+    common = mean_of(options.common) if options.common else None
 
     # Not before: these import MXNet, which takes far longer than all the above.
     from cgd.network.checkpoints import Checkpoint
-    from cgd.retrieval.maps import PlaceVectors, similarity_maps
+    from cgd.retrieval.maps import PlaceVectors, similarity_maps, without
     from cgd.system.environment import memory_for, mx
 
     images = pictures(options)
     if description["cropped"] and not options.box:
         errors.say("notice: this network was trained on cropped images; --box crops these")
     with memory_for("give fewer images"):
-        query, *others = PlaceVectors(Checkpoint(options.prefix), mx.cpu())(images)
-        maps = [similarity_maps(query, other) for other in others]
-    print(report(options.images, maps))
+        places = PlaceVectors(Checkpoint(options.prefix), mx.cpu())(images)
+    similarities = [float(places[0].embedding @ other.embedding) for other in places[1:]]
+    if options.common:
+        dim = len(places[0].embedding)
+        if len(common) != dim:
+            raise InputError(
+                f"--common {options.common}: {len(common)} dimensions; those of {options.prefix} are {dim}"
+            )
+        places = [without(each, common) for each in places]
+    maps = [similarity_maps(places[0], other) for other in places[1:]]
+    print(report(options.images, similarities, maps))
     with files.replacing(options.output) as part:
-        draw([Image.fromarray(image) for image in images], maps).save(str(part), quality=90)
+        drawn = draw([Image.fromarray(image) for image in images], similarities, maps)
+        drawn.save(str(part), quality=90)
     print(f"written: {options.output}")
 
 

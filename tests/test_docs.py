@@ -23,7 +23,15 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 
 # The programs with flags of their own, as the documentation writes them.
-PROGRAMS = ("train.py", "test.py", "-m cgd.tables", "-m cgd.retrieval.sheet", "-m cgd.training.curves", "-m cgd.export")
+PROGRAMS = (
+    "train.py",
+    "test.py",
+    "-m cgd.tables",
+    "-m cgd.retrieval.sheet",
+    "-m cgd.training.curves",
+    "-m cgd.export",
+    "-m cgd.explain",
+)
 CALL = re.compile(r"(?:^|[ =\"])({})(?![\w.])(.*)".format("|".join(map(re.escape, PROGRAMS))))
 
 

@@ -3,7 +3,7 @@
 docs/explain.md derives them. For a pair of images (H, W, 3), uint8, cropped:
 
     vectors = PlaceVectors(checkpoint, mx.cpu())
-    a, b = vectors([image_a, image_b])
+    a, b = (without(places, common) for places in vectors([image_a, image_b]))  # common : the mean embedding
     maps = similarity_maps(a, b)
     over(image_a, maps.a.whole, scale_of(maps.a.whole, maps.b.whole)).save("a.png")
 """
@@ -67,6 +67,22 @@ class PlaceVectors:
         terms = self.head(feature_map)
         embedding, bias = total(terms), terms.pop(BIAS)
         return Places(embedding, terms, bias)
+
+
+def without(places, common):
+    """`Places` without what the embeddings of a data set have in common, scaled to an embedding of length 1 again.
+
+    After training with a ranking loss, any two embeddings can have a similarity near 1: then all share a direction, and
+    the maps of an image are the same for any other. This removes the direction from the vectors.
+
+    common : (dim,), the mean of the embeddings
+    """
+    direction = (common / np.linalg.norm(common)).astype(np.float32)
+    bias, *vectors = (x - (x @ direction)[..., None] * direction for x in (places.bias, *places.places.values()))
+    rest = dict(zip(places.places, vectors))
+    embedding = total(rest) + bias
+    length = np.linalg.norm(embedding) or np.float32(1)
+    return Places(embedding / length, {letter: x / length for letter, x in rest.items()}, bias / length)
 
 
 def similarity_maps(a, b):

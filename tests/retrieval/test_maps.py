@@ -1,5 +1,6 @@
 """Similarity maps: their sums against the network's own embeddings, their places by hand, and the command."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -153,6 +154,23 @@ def test_the_map_peaks_at_the_hot_place_of_the_image(saved):
             assert np.unravel_index(values.argmax(), values.shape) == place
 
 
+def test_without_what_all_share_the_maps_add_up_to_the_similarity_of_the_rest(saved):
+    """The cosine similarity of the embeddings' components that are orthogonal to the mean, in float64."""
+    checkpoint, images = saved(), pictures(5)
+    embeddings = own_embeddings(checkpoint, images).astype(float)
+    mean = embeddings.mean(axis=0)
+    rest = embeddings - np.outer(embeddings @ mean, mean) / (mean @ mean)
+    expected = rest[0] @ rest[1] / np.linalg.norm(rest[0]) / np.linalg.norm(rest[1])
+    assert abs(expected - embeddings[0] @ embeddings[1]) > 0.1
+    a, b, *_ = (maps.without(places, 7 * mean) for places in maps.PlaceVectors(checkpoint, mx.cpu())(images))
+    found = maps.similarity_maps(a, b)
+    assert found.similarity == pytest.approx(expected, abs=1e-5)
+    for side in (found.a, found.b):
+        assert side.whole.dtype == np.float32
+        assert side.whole.sum() + side.bias == pytest.approx(expected, abs=1e-5)
+        np.testing.assert_allclose(sum(side.branches.values()), side.whole, atol=1e-6)
+
+
 def test_macs_mass_is_where_the_maxima_are():
     places = np.array([[1, 0, 6], [5, 0, 6], [2, 0, 1], [3, 0, 6]], np.float32)
     np.testing.assert_allclose(heads.mac(places), [[0, 0, 2], [5, 0, 2], [0, 0, 0], [0, 0, 2]])
@@ -218,6 +236,33 @@ def test_the_command_draws_and_prints_sums(saved, tmp_path, here):
     boxes = [word for _ in paths for word in ("--box", "2,1,20,12")]
     cropped = here("-m", "cgd.explain", prefix, *paths, "-o", file, *boxes)
     assert cropped.returncode == 0 and cropped.stdout != result.stdout and not cropped.stderr
+
+
+def test_the_command_leaves_out_what_descriptors_share(saved, tmp_path, here):
+    prefix, paths = saved().prefix, write(tmp_path)
+    embeddings = own_embeddings(checkpoints.Checkpoint(prefix), pictures(3))
+    np.savez(str(tmp_path / "saved.npz"), embeddings=embeddings, identities=[0, 0, 1])
+    np.save(str(tmp_path / "vectors.npy"), embeddings)
+    words = ["-m", "cgd.explain", prefix, *paths, "-o", tmp_path / "maps.png", "--common"]
+    results = [here(*words, tmp_path / name) for name in ("saved.npz", "vectors.npy")]
+    assert results[0].returncode == 0 and results[0].stdout == results[1].stdout
+    mean = embeddings.mean(axis=0) / np.linalg.norm(embeddings.mean(axis=0))
+    rest = embeddings - (embeddings @ mean)[:, None] * mean
+    rest /= np.linalg.norm(rest, axis=1, keepdims=True)
+    title = re.search(r": similarity ([-.\d]+), of the rest ([-.\d]+)$", results[0].stdout.splitlines()[0])
+    expected = embeddings[0] @ embeddings[1], rest[0] @ rest[1]
+    np.testing.assert_allclose([float(number) for number in title.groups()], expected, atol=1e-4)
+    np.save(str(tmp_path / "short.npy"), embeddings[:, :5])
+    np.save(str(tmp_path / "words.npy"), np.array(["a", "b"]))
+    for name, told in (
+        ("short.npy", "short.npy: 5 dimensions; those of"),
+        ("words.npy", "words.npy: not a file of test.py --save-embeddings"),
+        ("0.png", "0.png: not a file of test.py --save-embeddings"),
+        ("gone.npz", "gone.npz: not a file of test.py --save-embeddings"),
+    ):
+        result = here(*words, tmp_path / name)
+        assert result.returncode == 2 and told in result.stderr
+        assert len([line for line in result.stderr.splitlines() if line.startswith("error")]) == 1
 
 
 @pytest.mark.parametrize(
