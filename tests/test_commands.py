@@ -528,6 +528,7 @@ COMMANDS = {
     "test.py": ["--pretrained-model", "nowhere/net"],
     "cgd/quantize.py": ["nowhere/net", "-o", "OUTPUT"],
     "cgd/export.py": ["nowhere/net", "OUTPUT.onnx"],
+    "cgd/explain.py": ["nowhere/net", "a.jpg", "b.jpg", "-o", "OUTPUT.png"],
     "cgd/retrieval/sheet.py": ["nowhere.npz", "OUTPUT.png"],
     "cgd/training/curves.py": ["nowhere"],
     "cgd/tables/__main__.py": [],
@@ -535,7 +536,10 @@ COMMANDS = {
 }
 NO_CHECKPOINT = "nowhere/net-symbol.json: no such file"
 WRONG_VALUES = [
-    *[(name, COMMANDS[name], NO_CHECKPOINT) for name in ("test.py", "cgd/quantize.py", "cgd/export.py")],
+    *[
+        (name, COMMANDS[name], NO_CHECKPOINT)
+        for name in ("test.py", "cgd/quantize.py", "cgd/export.py", "cgd/explain.py")
+    ],
     ("train.py", ["--pretrained-model", "nowhere/net"], NO_CHECKPOINT),
     ("train.py", ["--iterations", "many"], "--iterations many"),
     ("train.py", ["--config", "MX"], "'MX'"),

@@ -32,6 +32,7 @@ PROGRAMS = (
     "-m cgd.export",
     "-m cgd.describe",
     "-m cgd.search",
+    "-m cgd.explain",
 )
 CALL = re.compile(r"(?:^|[ =\"])({})(?![\w.])(.*)".format("|".join(map(re.escape, PROGRAMS))))
 

@@ -21,7 +21,7 @@ def fold_batch_norm(symbol, values):
     for link in [*_links(nodes), *graph["heads"]]:
         users[link[0]] += 1
     for at, node in enumerate(nodes):
-        convolution = _input(nodes, node, "Convolution") if node["op"] == "BatchNorm" else None
+        convolution = first_input(nodes, node, "Convolution") if node["op"] == "BatchNorm" else None
         if convolution:
             source, weight = node["inputs"][0][0], convolution["inputs"][1][0]
             if users[source] == users[weight] == 1:
@@ -58,9 +58,9 @@ def with_fast_gem(symbol, values):
     nodes = graph["nodes"]
     of_cubes = json.loads(GeM.of_cubes(mx.sym, mx.sym.var("map"), mx.sym.var("p")).tojson())
     for at, root in enumerate(list(nodes)):
-        pooling = _input(nodes, root, "Pooling") if root["op"] == "broadcast_power" else None
-        power = _input(nodes, pooling, "broadcast_power")
-        clip = _input(nodes, power, "clip")
+        pooling = first_input(nodes, root, "Pooling") if root["op"] == "broadcast_power" else None
+        power = first_input(nodes, pooling, "broadcast_power")
+        clip = first_input(nodes, power, "clip")
         if clip and _value(nodes, power["inputs"][1], values).tolist() == [3.0]:
             sources = {"map": clip["inputs"][0], "p": power["inputs"][1]}
             new = _appended(nodes, of_cubes, sources, root["name"])
@@ -152,6 +152,12 @@ def attribute(node, name, default=None):
         return text
 
 
+def first_input(nodes, node, op):
+    """The node that is the first input of `node`, if there is one of this type."""
+    first = nodes[node["inputs"][0][0]] if node else {"op": None}
+    return first if first["op"] == op else None
+
+
 def _symbol(graph):
     graph["arg_nodes"] = [at for at, node in enumerate(graph["nodes"]) if node["op"] == "null"]
     return mx.sym.load_json(json.dumps(graph))
@@ -165,12 +171,6 @@ def _value(nodes, link, values):
     """The parameter that a link leads to, in float64; NaN if it is not a parameter."""
     value = values.get(nodes[link[0]]["name"])
     return np.array(np.nan) if value is None else value.asnumpy().astype(np.float64)
-
-
-def _input(nodes, node, op):
-    """The node that is the first input of `node`, if there is one of this type."""
-    first = nodes[node["inputs"][0][0]] if node else {"op": None}
-    return first if first["op"] == op else None
 
 
 def _appended(nodes, graph, sources, name):

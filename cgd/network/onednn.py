@@ -39,6 +39,7 @@ def for_inference(symbol, values, ctx, size, dtype="float32"):
     """A SymbolBlock of a graph, images (N, 3, H, W) -> embeddings (N, dim) float32, on `ctx`.
 
     symbol : the graph, with the input "data" · values : {name: NDArray}, all its parameters · size : (W, H)
+        In float32 it may have further outputs, which the embeddings are computed from: the block returns them all
     dtype : "float32"; "bfloat16", on a CPU, for the convolutions; or "int8" for a graph of cgd.quantize
 
     On a CPU batch norm, ReLU, ReLU6 and sums are fused into the convolutions, and GeM with p = 3 takes no powers.
@@ -60,17 +61,22 @@ def fastest(symbol, values, size):
     graph itself, a line on stderr says so, except for squeeze-and-excitation networks, of which this is known.
     """
     noise = _noise(size)
-    expected = _block(symbol, values, mx.cpu())(noise).asnumpy()
+    expected = _embeddings(_block(symbol, values, mx.cpu())(noise))
     folded, folded_values = graphs.fold_batch_norm(symbol, values)
     for graph in (graphs.with_fast_gem(folded, folded_values), folded):
         form = (graph, folded_values, {"backend": BACKEND})
         with suppress(mx.base.MXNetError):  # in SE-ResNet-50, the inputs of a convolution fused with a sum are mixed up
-            found = _block(*form[:2], mx.cpu(), **form[2])(noise).asnumpy()
+            found = _embeddings(_block(*form[:2], mx.cpu(), **form[2])(noise))
             if np.abs(found - expected).max() * expected.shape[1] ** 0.5 < TOLERANCE:
                 return form
     if all(node["op"] != "broadcast_mul" for node in json.loads(symbol.tojson())["nodes"]):
         say("notice: oneDNN's fused form of this network gives other embeddings; the slower, plain form is used")
     return symbol, values, {}
+
+
+def _embeddings(outputs):
+    """The first of a graph's outputs, in numpy."""
+    return (outputs[0] if isinstance(outputs, list) else outputs).asnumpy()
 
 
 def _noise(size):

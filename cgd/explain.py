@@ -1,0 +1,184 @@
+"""Draws which places of two images make their descriptors alike.
+
+    python -m cgd.explain runs/demo-1/trained/last a.jpg b.jpg -o maps.png
+    python -m cgd.explain runs/demo-1/trained/last query.jpg first.jpg second.jpg third.jpg -o maps.png
+    python -m cgd.explain runs/demo-1/trained/last a.jpg b.jpg --box 10,20,80,60 --box 0,5,90,70 -o maps.png
+    python -m cgd.explain runs/demo-1/trained/last a.jpg b.jpg --common demo.npz -o maps.png
+
+One row for each B, beside A: both images, the map of the whole descriptor over them, and those of its global
+descriptors S, M and G. A map says what each place adds to the cosine similarity: yellow to red for more, blue for less.
+It adds up, with what the biases of the Dense layers add, to the similarity; the sums are printed.
+
+Where any two descriptors have a similarity near 1, the maps of an image are the same for any other. --common takes the
+descriptors of a data set, and leaves out the direction that they share: the maps then add up to the similarity of the
+rest. docs/explain.md explains this. Runs on the CPU.
+"""
+
+import argparse
+import zipfile
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from cgd.network import descriptions
+from cgd.system import errors, files
+from cgd.system.errors import InputError
+
+SIDE, GAP, LINE, TEXT = 144, 8, 17, 13  # pixels: an image, between images, a line of text, its letters
+INK, PALE = (40, 40, 40), (110, 110, 110)
+
+
+def box(text):
+    """An argparse type: "10,20,80,60" -> (10, 20, 80, 60)."""
+    try:
+        x, y, w, h = map(int, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected X,Y,W,H in pixels, as in 10,20,80,60, found {text!r}")
+    if min(x, y) < 0 or min(w, h) < 1:
+        raise argparse.ArgumentTypeError(f"expected X and Y from 0, W and H from 1, found {text!r}")
+    return x, y, w, h
+
+
+def arguments():
+    parser = errors.Parser(
+        prog="python -m cgd.explain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("prefix", metavar="PREFIX", help="the checkpoint: its path up to -symbol.json")
+    add("image", metavar="A", help="image file")
+    add("others", metavar="B", nargs="+", help="image files to compare A with")
+    add("-o", "--output", required=True, metavar="FILE", help="image to write, such as maps.png or maps.jpg")
+    help_ = "crop; give it once for each image, A first (default: whole images)"
+    add("--box", type=box, action="append", metavar="X,Y,W,H", help=help_)
+    help_ = "leave out what these descriptors share: file of test.py --save-embeddings, or .npy with (N, dim)"
+    add("--common", metavar="FILE", help=help_)
+    options = parser.parse_args()
+    options.images = [options.image, *options.others]
+    if options.box and len(options.box) != len(options.images):
+        raise InputError(f"--box: {len(options.box)} given for {len(options.images)} images; expected one for each")
+    if not options.output.lower().endswith((".png", ".jpg", ".jpeg")):
+        raise InputError(f"-o {options.output}: expected a name that ends with .png or .jpg")
+    files.must_be_writable(options.output)
+    return options
+
+
+def pictures(options):
+    """The images (H, W, 3), uint8, cropped to their boxes."""
+    from cgd.data import images
+
+    found = []
+    for path, crop in zip(options.images, options.box or [None] * len(options.images)):
+        try:
+            found.append(images.crop(images.read_image(path), crop).asnumpy())
+        except InputError as error:
+            raise InputError(str(error) if str(error).startswith(path) else f"{path}: {error}")
+    return found
+
+
+def mean_of(file):
+    """The mean (dim,) of the descriptors in a file of test.py --save-embeddings, or in an .npy file."""
+    try:
+        found = np.load(file, mmap_mode="r")
+        vectors = found["embeddings"] if hasattr(found, "files") else found
+        mean = vectors.mean(axis=0, dtype=np.float64)
+        if vectors.ndim != 2 or not np.linalg.norm(mean) > 0:
+            raise ValueError(f"an array of shape {vectors.shape} with the mean {mean}")
+        return mean
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(f"--common {file}: not a file of test.py --save-embeddings, nor of descriptors ({error})")
+
+
+def report(names, similarities, maps):
+    """The sums in text: two lines for each B, below its similarity with A."""
+    lines = []
+    for name, similarity, found in zip(names[1:], similarities, maps):
+        lines.append(f"{names[0]} and {name}: {_title(similarity, found, 4)}")
+        for path, side in ((names[0], found.a), (name, found.b)):
+            terms = [f"{letter} {values.sum():.4f}" for letter, values in side.branches.items()]
+            total = side.whole.sum() + side.bias
+            lines.append(f"  {path}: {' + '.join(terms)} + bias {side.bias:.4f} = {total:.4f}")
+    return "\n".join(lines)
+
+
+def _title(similarity, found, digits):
+    rest = f", of the rest {found.similarity:.{digits}f}" if found.similarity != similarity else ""
+    return f"similarity {similarity:.{digits}f}{rest}"
+
+
+def draw(images, similarities, maps):
+    """The picture: a row for each B.
+
+    images : Pillow images, A first · similarities : of A and each B · maps : their SimilarityMaps
+    """
+    from cgd.retrieval.maps import heat, over, scale_of
+
+    letters = list(maps[0].a.branches)
+    columns = ["all", *letters] if len(letters) > 1 else ["all"]
+    pair, row = 2 * (SIDE + GAP) + GAP, SIDE + 2 * LINE + 2 * GAP
+    sheet = Image.new("RGB", (GAP + pair * (1 + len(columns)), GAP + row * len(maps) + LINE), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT)
+    for line, (other, similarity, found) in enumerate(zip(images[1:], similarities, maps)):
+        y = GAP + line * row
+        pen.text((GAP, y), _title(similarity, found, 3), INK, font)
+        shown = [_fitted(image) for image in (images[0], other)]
+        for place, image in enumerate(shown):
+            sheet.paste(image, (GAP + place * (SIDE + GAP), y + LINE))
+        for column, name in enumerate(columns, 1):
+            x = GAP + column * pair
+            values = [side.whole if name == "all" else side.branches[name] for side in (found.a, found.b)]
+            scale = scale_of(*values)
+            pen.text((x, y), f"{name}: full colour {scale:.2g}", INK, font)
+            for place, (image, side) in enumerate(zip(shown, (found.a, found.b))):
+                left, text = x + place * (SIDE + GAP), f"sum {values[place].sum():.3f}"
+                sheet.paste(over(image, values[place], scale), (left, y + LINE))
+                if name == "all":
+                    text += f", bias {side.bias:.3f}"
+                pen.text((left, y + LINE + SIDE), text, PALE, font)
+    y = sheet.height - LINE - 2
+    key = heat(np.linspace(-1, 1, SIDE)[None], 1, (SIDE, LINE - 5))
+    pen.text((GAP, y), "lowers the similarity", PALE, font)
+    x = GAP + int(pen.textlength("lowers the similarity", font)) + GAP
+    sheet.paste(key, (x, y + 3), key)
+    pen.text((x + SIDE + GAP, y), "raises it", PALE, font)
+    return sheet
+
+
+def _fitted(image):
+    """The image scaled to fit into a square of SIDE pixels."""
+    scale = SIDE / max(image.size)
+    return image.resize([max(1, round(scale * length)) for length in image.size], Image.BILINEAR)
+
+
+def main():
+    options = arguments()
+    description = descriptions.read(options.prefix)  # so that a wrong name is reported at once
+    common = mean_of(options.common) if options.common else None
+
+    # Not before: these import MXNet, which takes far longer than all the above.
+    from cgd.network.checkpoints import Checkpoint
+    from cgd.retrieval.maps import PlaceVectors, similarity_maps, without
+    from cgd.system.environment import memory_for, mx
+
+    images = pictures(options)
+    if description["cropped"] and not options.box:
+        errors.say("notice: this network was trained on cropped images; --box crops these")
+    with memory_for("give fewer images"):
+        places = PlaceVectors(Checkpoint(options.prefix), mx.cpu())(images)
+    similarities = [float(places[0].embedding @ other.embedding) for other in places[1:]]
+    if options.common:
+        dim = len(places[0].embedding)
+        if len(common) != dim:
+            raise InputError(
+                f"--common {options.common}: {len(common)} dimensions; those of {options.prefix} are {dim}"
+            )
+        places = [without(each, common) for each in places]
+    maps = [similarity_maps(places[0], other) for other in places[1:]]
+    print(report(options.images, similarities, maps))
+    with files.replacing(options.output) as part:
+        drawn = draw([Image.fromarray(image) for image in images], similarities, maps)
+        drawn.save(str(part), quality=90)
+    print(f"written: {options.output}")
+
+
+if __name__ == "__main__":
+    errors.run(main)
