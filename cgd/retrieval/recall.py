@@ -47,6 +47,16 @@ def recall_at_k(embeddings, labels, ks, gallery=None, gallery_labels=None, *, bl
     ks = [index(k) for k in ks]
     if not ks or min(ks) < 1:
         raise ValueError(f"ks must hold at least one K, each 1 or more, but is {ks}")
+    nearer = count_nearer(embeddings, labels, max(ks), gallery, gallery_labels, block=block)
+    return [float(np.mean(nearer < k)) for k in ks]
+
+
+def count_nearer(embeddings, labels, enough, gallery=None, gallery_labels=None, *, block=_BLOCK):
+    """(N,) for each query, the items of other classes that are at least as close as its nearest positive.
+
+    It is counted up to `enough`, which also stands for a query without a positive. So the query is a hit at K if and
+    only if this is below K, for K up to `enough`. The other arguments, and errors, are those of `recall_at_k`.
+    """
     if block < 1:
         raise ValueError(f"block must be 1 or more, but is {block}")
     if (gallery is None) != (gallery_labels is None):
@@ -60,8 +70,8 @@ def recall_at_k(embeddings, labels, ks, gallery=None, gallery_labels=None, *, bl
         members = x[i]
         a, b = _points(members, members if y is x else y[j], scale)
         positive[i] = _k_nearest(a, b, 1, block, (x_labels[i], y_labels[j]))[1][:, 0]
-    nearer = _count_nearer(*_points(x, y, scale), (x_labels, y_labels), positive, max(ks), block)
-    return [float(np.mean((positive > -np.inf) & (nearer < k))) for k in ks]
+    nearer = _count_nearer(*_points(x, y, scale), (x_labels, y_labels), positive, enough, block)
+    return np.where(positive > -np.inf, np.minimum(nearer, enough), enough)
 
 
 def nearest(embeddings, k, gallery=None, *, return_distances=False):
