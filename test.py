@@ -4,6 +4,7 @@
     python test.py --pretrained-model=runs/demo-MG-1/best
     python test.py --pretrained-model=runs/demo-MG-1/best --runtime=onnx
     python test.py --pretrained-model=released.onnx
+    python test.py --pretrained-model=runs/demo-MG-1/best --html=neighbours.html
 
 The flags of the authors' evaluation script keep their names and meanings. The defaults of data set, image size and
 cropping come from the checkpoint's description (PREFIX.json), or from the released model if there is none.
@@ -11,6 +12,9 @@ cropping come from the checkpoint's description (PREFIX.json), or from the relea
 --runtime onnx runs the network in onnxruntime, also on GPUs that MXNet does not support (Hopper, Blackwell). It needs
 the packages onnx, to translate the checkpoint, and onnxruntime or onnxruntime-gpu. A model that python -m cgd.export
 wrote needs no onnx, and runs in onnxruntime without this flag. Images are prepared by MXNet in any case.
+
+--html writes a page for the browser: queries with their nearest neighbours, the most confused classes and a scatter
+plot. It is one file, which holds thumbnails of the pictures and loads nothing.
 
 The training split is not needed. --train-txt is used for the table of classes and images only. --save-embeddings
 writes these arrays, with a row for each image of the test split and of its gallery; numpy.load reads them:
@@ -37,6 +41,8 @@ from cgd.network.options import DTYPES
 from cgd.system import errors, files
 from cgd.system.errors import InputError
 
+HTML_QUERIES = 500
+
 
 def arguments():
     parser = errors.Parser(
@@ -62,13 +68,20 @@ def arguments():
     add("--pooled", action="store_true", help="also evaluate each pooled vector, before its Dense layer")
     add("--save-embeddings", metavar="FILE.npz", help="save descriptors, class and image ids, names, boxes, paths")
     add("--results", metavar="FILE.json", help="save the recalls and rates")
+    add("--html", metavar="FILE.html", help="write a page of queries and their nearest neighbours")
+    help_ = f"the most queries on the page, an even sample of the classes (default: {HTML_QUERIES})"
+    add("--html-queries", type=flags.whole(1), metavar="N", help=help_)
+    help_ = "let the page refer to the image files, by relative addresses, instead of holding thumbnails"
+    add("--link-images", action="store_true", help=help_)
     options = parser.parse_args()
     options.runtime = descriptions.choose_runtime(options.pretrained_model, options.runtime, options.dtype)
     if options.pooled and descriptions.is_onnx(options.pretrained_model):
         raise InputError("--pooled: an ONNX file has no pooled vectors; give its checkpoint, with --runtime onnx")
+    if not options.html and (options.html_queries or options.link_images):
+        raise InputError("--html-queries and --link-images: expected with --html FILE.html")
     if options.save_embeddings and not options.save_embeddings.endswith(".npz"):
         raise InputError(f"--save-embeddings {options.save_embeddings}: expected a name that ends with .npz")
-    for file in filter(None, (options.save_embeddings, options.results)):
+    for file in filter(None, (options.save_embeddings, options.results, options.html)):
         files.must_be_writable(file)
     return options
 
@@ -109,6 +122,7 @@ def main():
 
     # Not before: these import MXNet, which takes far longer than all the above.
     from cgd.data import loader
+    from cgd.gallery import report as gallery_page
     from cgd.network import runtimes
     from cgd.retrieval import evaluation
     from cgd.system import environment
@@ -135,6 +149,10 @@ def main():
     print(evaluation.report(dataset.ranks, result.recalls))
     if options.save_embeddings:
         save_embeddings(options.save_embeddings, result, dataset.classes)
+    if options.html:
+        facts = facts_of(options, result, dataset, size, cropped, dtype, runtime)
+        shown = options.html_queries or HTML_QUERIES
+        gallery_page.write(options.html, result, dataset, facts, shown, options.link_images)
     pooled = {}
     for letter, vectors in others.items():
         with environment.memory_for(smaller):
@@ -161,6 +179,21 @@ def save_embeddings(file, result, classes):
             boxes=np.array([record.box or (0, 0, 0, 0) for record in records]),
             paths=np.array([record.path for record in records]),
         )
+
+
+def facts_of(options, result, dataset, size, cropped, dtype, runtime):
+    """What the page of --html says of the evaluation: a list of (name, value)."""
+    return [
+        ("checkpoint", options.pretrained_model),
+        ("data set", dataset.name),
+        ("queries", f"{len(result.queries.records):,}"),
+        ("gallery", f"{len(result.gallery.records):,}" if result.gallery else "the other queries"),
+        ("classes", f"{len(set(result.queries.identities.tolist())):,}"),
+        ("descriptor", f"{result.queries.embeddings.shape[1]}-d"),
+        ("input", "{} x {}, {}".format(*size, "cropped" if cropped else "whole images")),
+        ("precision", dtype),
+        ("runtime", f"{runtime['runtime']}, {runtime['device']}"),
+    ]
 
 
 def save_results(options, result, pooled, dataset, cropped, dtype, runtime):

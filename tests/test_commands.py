@@ -311,6 +311,28 @@ def test_neighbours_are_drawn_of_embeddings_kept_before_there_were_class_ids(run
     assert (tmp_path / "n.png").exists()
 
 
+def page_data(file):
+    """The data of a page that test.py --html wrote."""
+    return json.loads(re.search('id="data">(.*?)</script>', file.read_text(encoding="utf-8")).group(1))
+
+
+def test_a_page_shows_the_neighbours_of_a_sample(run, small_demo, tmp_path, evaluate):
+    files = ["--html", tmp_path / "page.html", "--html-queries", 8, "--save-embeddings", tmp_path / "e.npz"]
+    result = evaluate(run, small_demo, *files)
+    page, kept = page_data(tmp_path / "page.html"), np.load(str(tmp_path / "e.npz"))
+    assert [value for _, value in page["recalls"]] == printed(result)
+    assert ["queries", "24"] in page["facts"] and page["note"].startswith("8 of 24 queries")
+    assert sorted(page["pictures"][row["query"]][1] for row in page["rows"]) == [0, 0, 1, 1, 2, 2, 3, 3]
+    numbers = {Path(path).name: number for number, path in enumerate(kept["paths"])}
+    number_of = [numbers[Path(name).name] for name, *_ in page["pictures"]]
+    for row in page["rows"]:
+        query = kept["embeddings"][number_of[row["query"]]].astype(float)
+        away = np.sqrt(((kept["embeddings"] - query) ** 2).sum(1))
+        away[number_of[row["query"]]] = np.inf
+        assert [number_of[item] for item in row["items"]][:10] == np.argsort(away)[:10].tolist()
+        assert np.allclose(row["distances"][:10], np.sort(away)[:10], atol=1e-4)
+
+
 def test_help_shows_every_recipes_defaults(here):
     result = here("train.py", "--help")
     assert result.returncode == 0
@@ -338,7 +360,8 @@ def test_queries_are_searched_in_their_gallery(run, small_demo, tmp_path, evalua
     others = [record for number, record in enumerate(dataset.test) if number % 6]
     gallery = write_list(tmp_path / "gallery.txt", others, small_demo)
     lists = ["--dataset", "lists", "--test-txt", queries, "--gallery-txt", gallery]
-    result = evaluate(run, small_demo, *lists, "--recallk", "1,20", "--save-embeddings", tmp_path / "e.npz")
+    written = ["--save-embeddings", tmp_path / "e.npz", "--html", tmp_path / "page.html", "--link-images"]
+    result = evaluate(run, small_demo, *lists, "--recallk", "1,20", *written)
     assert "| Query   |        4 |       4 |" in result.stdout and "| Gallery |        4 |      20 |" in result.stdout
     kept = np.load(str(tmp_path / "e.npz"))
     assert kept["gallery"].tolist() == [False] * 4 + [True] * 20
@@ -346,6 +369,10 @@ def test_queries_are_searched_in_their_gallery(run, small_demo, tmp_path, evalua
     nearest = ((x[:, None] - y[None]) ** 2).sum(2).argmin(1)
     expected = np.mean(kept["identities"][4:][nearest] == kept["identities"][:4])
     assert printed(result) == [round(expected, 4), 1.0]
+    page = page_data(tmp_path / "page.html")
+    first = [page["pictures"][row["items"][0]] for row in page["rows"]]
+    assert [(tmp_path / picture[-1][0]).resolve() for picture in first] == [Path(others[n].path) for n in nearest]
+    assert ["gallery", "20"] in page["facts"] and page["recalls"][0] == ["R@1", round(expected, 4)]
     picture = here(
         "-m", "cgd.retrieval.sheet", tmp_path / "e.npz", tmp_path / "n.png", "--queries", 9, "--neighbours", 3
     )
@@ -466,6 +493,9 @@ BAD_TESTS = [
     (["--results", "tests"], "tests: is a folder"),
     (["--save-embeddings", "/proc/e.npz"], "/proc/e.npz: cannot be written"),
     (["--save-embeddings", "e.txt"], ".npz"),
+    (["--html", "tests"], "tests: is a folder"),
+    (["--link-images"], "expected with --html FILE.html"),
+    (["--html-queries", "0"], "--html-queries: expected a whole number from 1"),
     (["--cropped", "--uncropped"], "not allowed with"),
     (["--dataset", "lists", "--test-txt", "LIST", "--cropped"], "--bbox-txt"),
     (["--dataset", "inshop", "--test-txt", "LIST"], "--gallery-txt"),

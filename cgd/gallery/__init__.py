@@ -1,0 +1,1 @@
+"""A page of queries and their nearest neighbours: one HTML file for a browser."""
