@@ -13,6 +13,12 @@ cropping come from the checkpoint's description (PREFIX.json), or from the relea
 the packages onnx, to translate the checkpoint, and onnxruntime or onnxruntime-gpu. A model that python -m cgd.export
 wrote needs no onnx, and runs in onnxruntime without this flag. Images are prepared by MXNet in any case.
 
+--metrics prints MAP@R, R-precision and Precision@K, and --confidence how sure R@1 is: the bootstrap's 95 % interval,
+with classes resampled. To compare two checkpoints, use the same queries:
+
+    python test.py --pretrained-model=A --results=A.json
+    python test.py --pretrained-model=B --confidence=A.json
+
 --html writes a page for the browser: queries with their nearest neighbours, the most confused classes and a scatter
 plot. It is one file, which holds thumbnails of the pictures and loads nothing.
 
@@ -32,12 +38,14 @@ writes these arrays, with a row for each image of the test split and of its gall
 import argparse
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 
-from cgd.data import flags
+from cgd.data import datasets, flags
 from cgd.network import descriptions
 from cgd.network.options import DTYPES
+from cgd.retrieval import metrics
 from cgd.system import errors, files
 from cgd.system.errors import InputError
 
@@ -67,7 +75,11 @@ def arguments():
     add = parser.add_argument_group("output").add_argument
     add("--pooled", action="store_true", help="also evaluate each pooled vector, before its Dense layer")
     add("--save-embeddings", metavar="FILE.npz", help="save descriptors, class and image ids, names, boxes, paths")
-    add("--results", metavar="FILE.json", help="save the recalls and rates")
+    help_ = "also print these, separated by commas: map@r, r-precision, precision@K"
+    add("--metrics", type=metrics.parse, default=(), metavar="NAME,...", help=help_)
+    help_ = "print the 95 %% interval of R@1; with a file of --results, also that of the difference to it"
+    add("--confidence", nargs="?", const=True, metavar="FILE.json", help=help_)
+    add("--results", metavar="FILE.json", help="save the recalls, rates, and R@1 of each class, the worst first")
     add("--html", metavar="FILE.html", help="write a page of queries and their nearest neighbours")
     help_ = f"the most queries on the page, an even sample of the classes (default: {HTML_QUERIES})"
     add("--html-queries", type=flags.whole(1), metavar="N", help=help_)
@@ -83,6 +95,8 @@ def arguments():
         raise InputError(f"--save-embeddings {options.save_embeddings}: expected a name that ends with .npz")
     for file in filter(None, (options.save_embeddings, options.results, options.html)):
         files.must_be_writable(file)
+    if isinstance(options.confidence, str):
+        options.confidence = read_hits(options.confidence)
     return options
 
 
@@ -147,19 +161,76 @@ def main():
         )
     )
     print(evaluation.report(dataset.ranks, result.recalls))
+    measured = more_measures(options.metrics, result)
+    for measure, value in measured.items():
+        print(f"{measure}: {value:.4f}")
+    if options.confidence:
+        print_confidence(options.confidence, result)
     if options.save_embeddings:
         save_embeddings(options.save_embeddings, result, dataset.classes)
     if options.html:
         facts = facts_of(options, result, dataset, size, cropped, dtype, runtime)
         shown = options.html_queries or HTML_QUERIES
-        gallery_page.write(options.html, result, dataset, facts, shown, options.link_images)
+        maps = similarity_maps(checkpoint, ctx, size, result) if runtime["runtime"] == "mxnet" else None
+        with environment.memory_for("give fewer --html-queries"):
+            gallery_page.write(options.html, result, dataset, facts, shown, options.link_images, maps)
     pooled = {}
     for letter, vectors in others.items():
         with environment.memory_for(smaller):
             pooled[letter] = evaluate(vectors.graph(ctx, size, options.dtype), ctx).recalls
         print(f"pooled vector {letter}:\n{evaluation.report(dataset.ranks, pooled[letter])}")
     if options.results:
-        save_results(options, result, pooled, dataset, cropped, dtype, runtime)
+        save_results(options, result, pooled, measured, dataset, cropped, dtype, runtime)
+
+
+def more_measures(names, result):
+    """{name: mean over the queries} of --metrics."""
+    gallery = (result.gallery.embeddings, result.gallery.identities) if result.gallery else ()
+    if not names:
+        return {}
+    values = metrics.measure(names, result.queries.embeddings, result.queries.identities, *gallery)
+    return {name: float(each.mean()) for name, each in values.items()}
+
+
+def read_hits(file):
+    """A file of --results as (its name, digest of the queries, (N,) bool whether each is a hit at 1)."""
+    try:
+        saved = json.loads(Path(file).read_text())
+        return file, saved["queries"], np.array(list(saved["hits_at_1"])) == "1"
+    except OSError as error:
+        raise InputError(f"--confidence {file}: {error.strerror}; expected a file of --results")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"--confidence {file}: no file of this version's --results ({type(error).__name__}: {error})")
+
+
+def print_confidence(other, result):
+    """Prints the interval of R@1; and of its difference to `other`, from `read_hits`, if that is not True."""
+    hits, identities = result.nearer < 1, result.queries.identities
+    print("R@1: {:.4f}, 95 % from {:.4f} to {:.4f}".format(hits.mean(), *metrics.interval(hits, identities)))
+    if other is True:
+        return
+    file, queries, others = other
+    if queries != queries_digest(result) or len(others) != len(hits):
+        raise InputError(f"--confidence {file}: is of other queries; evaluate both checkpoints on the same images")
+    low, high = metrics.interval(hits, identities, others)
+    print(f"R@1 minus that of {file}: {hits.mean() - others.mean():+.4f}, 95 % from {low:+.4f} to {high:+.4f}")
+
+
+def queries_digest(result):
+    """SHA-1 of the queries' names and classes, which two evaluations of the same queries share, cropped or not."""
+    return datasets.digest([record._replace(box=None) for record in result.queries.records])
+
+
+def similarity_maps(checkpoint, ctx, size, result):
+    """The similarity maps of the page; None, with a note, for a network that has none."""
+    from cgd.gallery import similarity
+
+    try:
+        common = (result.gallery or result.queries).embeddings.mean(axis=0)
+        return similarity.maps_of(checkpoint, ctx, common, size)
+    except InputError as error:
+        print(f"note: the page has no similarity maps: {error}", file=sys.stderr)
+        return None
 
 
 def save_embeddings(file, result, classes):
@@ -196,7 +267,7 @@ def facts_of(options, result, dataset, size, cropped, dtype, runtime):
     ]
 
 
-def save_results(options, result, pooled, dataset, cropped, dtype, runtime):
+def save_results(options, result, pooled, measured, dataset, cropped, dtype, runtime):
     figures = {
         "pretrained_model": options.pretrained_model,
         "dataset": dataset.name,
@@ -205,10 +276,14 @@ def save_results(options, result, pooled, dataset, cropped, dtype, runtime):
         "images": len(result.queries.records),
         "gallery": len(result.gallery.records) if result.gallery else None,
         "recall": dict(zip(map(str, dataset.ranks), result.recalls)),
+        "metrics": measured,
         "pooled": {letter: dict(zip(map(str, dataset.ranks), recalls)) for letter, recalls in pooled.items()},
         "images_per_second": result.images_per_second,
         "search_seconds": result.search_seconds,
         **runtime,
+        "queries": queries_digest(result),
+        "hits_at_1": "".join(map(str, (result.nearer < 1).astype(int))),
+        "classes": metrics.by_class(result.nearer < 1, result.queries.identities, dataset.classes),
     }
     with files.replacing(options.results) as part:
         part.write_text(json.dumps(figures, indent=1) + "\n")

@@ -244,10 +244,11 @@ def counts(dataset):
 def digests(dataset):
     """{split: SHA-1} of the images' names, classes and boxes. They do not depend on where the data folder is."""
     splits = {"train": dataset.train, "test": dataset.test, "gallery": dataset.gallery}
-    return {name: _digest(records) for name, records in splits.items() if records is not None}
+    return {name: digest(records) for name, records in splits.items() if records is not None}
 
 
-def _digest(records):
+def digest(records):
+    """SHA-1 of the images' names, classes and boxes."""
     digest = hashlib.sha1()
     for record in records:
         name = record.path.split("/")[-1]

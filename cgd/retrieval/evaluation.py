@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from cgd.data import images
 from cgd.data.loader import Loader
-from cgd.retrieval.recall import recall_at_k
+from cgd.retrieval.recall import count_nearer
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
 
@@ -20,8 +20,9 @@ Preprocessing = namedtuple("Preprocessing", "size mean std")
 Embeddings = namedtuple("Embeddings", "embeddings identities records")
 
 # recalls : list of float, one per rank · queries : Embeddings · gallery : Embeddings, or None
+# nearer : (N,) int, for each query as recall.count_nearer: it is a hit at K if this is below K
 # images_per_second : rate of extraction, including reading · search_seconds : time to compute Recall@K
-Result = namedtuple("Result", "recalls queries gallery images_per_second search_seconds")
+Result = namedtuple("Result", "recalls nearer queries gallery images_per_second search_seconds")
 
 
 class Evaluator:
@@ -62,9 +63,10 @@ class Evaluator:
         if len(embeddings) > 1 and np.ptp(embeddings, axis=0).max() < 1e-6:
             text = "warning: all embeddings are equal; ties count as misses, so the recall is 0"
             tqdm.write(text, file=sys.stderr)
-        recalls = recall_at_k(queries.embeddings, queries.identities, dataset.ranks, *searched_in)
+        nearer = count_nearer(queries.embeddings, queries.identities, max(dataset.ranks), *searched_in)
+        recalls = [float(np.mean(nearer < rank)) for rank in dataset.ranks]
         searched = time.time()
-        return Result(recalls, queries, gallery, len(readable) / (extracted - start), searched - extracted)
+        return Result(recalls, nearer, queries, gallery, len(readable) / (extracted - start), searched - extracted)
 
 
 def _embeddings(embeddings, records, readable):

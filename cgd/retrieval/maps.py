@@ -40,14 +40,15 @@ class PlaceVectors:
     Memory: h * w * dim * 4 bytes for each image and descriptor, 1.2 MB for 14 x 14 places and 1,536 dimensions.
     """
 
-    def __init__(self, checkpoint, ctx, batch_size=32):
+    def __init__(self, checkpoint, ctx, batch_size=32, size=None):
         """Raises InputError as `heads.Head` does.
 
         checkpoint : checkpoints.Checkpoint · ctx : the device · batch_size : images per forward pass
+        size : (W, H) of the network's input; without it, the images' size in training
         """
         description = checkpoint.description
         self.head, self.ctx, self.batch_size = Head(checkpoint), ctx, batch_size
-        self.size = description["image_width"], description["image_height"]
+        self.size = size or (description["image_width"], description["image_height"])
         self.statistics = description["mean"], description["std"]
         with_map = copy.copy(checkpoint)
         last_map = checkpoint.symbol.get_internals()[self.head.map_name]
