@@ -312,15 +312,15 @@ def test_two_processes_share_the_work_and_a_third_finds_none(small_study, tmp_pa
     assert before == {file: file.stat().st_mtime_ns for file in before}
 
 
-def test_a_failed_run_is_told_and_the_others_are_done(stand_in, tmp_path, here):
+def test_a_failed_run_is_told_and_the_others_are_done(stand_in, capfd):
     job, _ = stand_in
+    jobs = [job, job._replace(folder=job.folder.with_name("seed-1"), seed=1)]
     job.folder.mkdir(parents=True)
     (job.folder / "stop").touch()
-    study = runs.Study(tmp_path / "cub200", "cub200")
-    done = here(*words_of(study, "--table", "4", "--gpus", "-1"))
-    assert done.returncode == 2 and "1 of 2 runs failed" in done.stderr and str(job.folder) in done.stderr
-    assert "failed {}: error: as asked".format(job.folder) in done.stdout and "Traceback" not in done.stderr
-    assert [study.job(row, 0).state() for row in paper.TABLES["4"].rows] == ["begun", "finished"]
+    with pytest.raises(InputError, match="1 of 2 runs failed; see output.txt in {}$".format(job.folder)):
+        runs.Runner(jobs, [-1]).run()
+    assert "failed {}: error: as asked\n".format(job.folder) in capfd.readouterr().out
+    assert [each.state() for each in jobs] == ["begun", "finished"]
 
 
 def test_a_stopped_run_goes_on(small_study, tmp_path, here):
