@@ -1,5 +1,6 @@
 """Loader processes: the same batches as without them, and what happens when one or their parent dies."""
 
+import faulthandler
 import multiprocessing
 import os
 import shutil
@@ -63,6 +64,7 @@ class Numbers:
 
     def __getitem__(self, key):
         if isinstance(key, signal.Signals):
+            faulthandler.disable()  # pytest's, which prints where the process was
             os.kill(os.getpid(), key)
         if key is None:
             raise ZeroDivisionError("a bug")
