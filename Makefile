@@ -12,8 +12,9 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10 python3.9 py
 demo: .venv/ready
 	.venv/bin/python -m cgd.demo
 
+# A process for each core, up to 4, each of which runs tests of its own; one that has none left takes some of another's.
 test: .venv/ready-for-tests lint
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-long: .venv/ready-for-tests lint
 	CGD_LONG_TESTS=1 .venv/bin/python -m pytest

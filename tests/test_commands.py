@@ -434,9 +434,8 @@ def test_unreadable_pictures_in_a_test_are_told_with_the_result(run, with_broken
     assert printed(result) == [round(r, 4) for r in recall_at_k(kept["embeddings"], kept["identities"], [1, 2, 4, 8])]
 
 
-@pytest.mark.parametrize("to_all, number", [(False, signal.SIGTERM), (True, signal.SIGINT)], ids=str)
-def test_a_stop_leaves_a_usable_checkpoint_and_no_processes(small_demo, tmp_path, to_all, number, evaluate):
-    """Ctrl-C in a terminal goes to all processes; `kill` goes to one. test_errors.py sends both signals to all."""
+def test_a_stop_leaves_a_usable_checkpoint_and_no_processes(small_demo, tmp_path, evaluate):
+    """Ctrl-C in a terminal, which goes to all processes; test_resume.py sends SIGTERM to one."""
     words = ["train.py", "--dataset", "demo", "--data-dir", small_demo, "--from-scratch", "--iterations", 10**6]
     words += ["--eval-every", 10**6, "--output-dir", tmp_path / "run", "--num-workers", 2, *SMALL]
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
@@ -453,10 +452,7 @@ def test_a_stop_leaves_a_usable_checkpoint_and_no_processes(small_demo, tmp_path
     log = tmp_path / "run" / "log.jsonl"
     assert wait_until(lambda: log.exists() and log.read_text(), 120), process.stderr.read()
     assert len(children_of(process.pid)) == 4  # two that decode for training, and two for evaluation
-    if to_all:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
+    os.killpg(process.pid, signal.SIGINT)
     told = process.communicate(timeout=120)[1]
     assert process.returncode == 130
     assert "Traceback" not in told and told.rstrip().endswith("interrupted")

@@ -2,7 +2,7 @@
 
 All processes of a run have the same command; the environment variables in VARIABLES set each one's role. Each sends
 heartbeats to the scheduler, which answers. So the scheduler detects a dead worker or server, and the others detect a
-dead scheduler. A process that loses its peers exits: none waits forever.
+dead scheduler. A process that loses its peers, or whose peers do not appear, exits: none waits forever.
 """
 
 import contextlib
@@ -34,6 +34,7 @@ INTERVAL, TIMEOUT = "PS_HEARTBEAT_INTERVAL", "PS_HEARTBEAT_TIMEOUT"
 DEFAULTS = {INTERVAL: "3", TIMEOUT: "15"}
 
 JOIN_SECONDS = 600  # for all processes to connect
+NOT_JOINED = f"not all processes of this run have connected within {JOIN_SECONDS} s; were all of them started?"
 
 
 def check(kind):
@@ -72,8 +73,7 @@ def join(kind):
     """A worker's store, once all processes are connected. Ends the process after JOIN_SECONDS without that."""
     print("waiting for {DMLC_NUM_WORKER} workers, {DMLC_NUM_SERVER} servers and the scheduler at {DMLC_PS_ROOT_URI}:"
           "{DMLC_PS_ROOT_PORT}".format(**os.environ), file=sys.stderr)  # fmt: skip
-    text = f"not all processes of this run have connected within {JOIN_SECONDS} s; were all of them started?"
-    timer = threading.Timer(JOIN_SECONDS, _end, [text])
+    timer = threading.Timer(JOIN_SECONDS, _end, [NOT_JOINED])
     timer.daemon = True
     timer.start()
     store = mx.kv.create(kind)
@@ -113,14 +113,22 @@ class Watch:
         self.thread.join()
 
     def _run(self):
-        # The first check must come after the server has started: the library crashes if asked before.
-        while not self.over.wait(float(os.environ[INTERVAL])):
+        # No process counts as dead before TIMEOUT. And the library crashes if asked before it has begun to serve.
+        pause, joined, began = TIMEOUT, False, time.time()
+        while not self.over.wait(float(os.environ[pause])):
+            pause, joined = INTERVAL, joined or self._connected()
+            if not joined and time.time() - began > JOIN_SECONDS:
+                _end(NOT_JOINED)
             missing = self._missing()
             if missing and not self.over.is_set():
                 _end(
                     f"{missing} has sent no heartbeat for {os.environ[TIMEOUT]} s; the run ends here. Resume it with "
                     "train.py --resume FOLDER"
                 )
+
+    def _connected(self):
+        """Whether all processes have connected: then any other one has been silent for longer than -1 s."""
+        return self._dead(OTHERS if DMLC_ROLE == "scheduler" else SCHEDULER, timeout=-1) > 0
 
     def _missing(self):
         """The dead process, as text, or None."""
@@ -138,10 +146,10 @@ class Watch:
         ]
         return " and ".join(dead)
 
-    def _dead(self, number):
-        """The number of dead processes among these; 0 before all are connected."""
-        count = ctypes.c_int()
-        _call("MXKVStoreGetNumDeadNode", self.store.handle, number, ctypes.byref(count), int(os.environ[TIMEOUT]))
+    def _dead(self, number, timeout=None):
+        """How many of these processes have sent no heartbeat for so many s (TIMEOUT); 0 before all are connected."""
+        count, timeout = ctypes.c_int(), timeout or int(os.environ[TIMEOUT])
+        _call("MXKVStoreGetNumDeadNode", self.store.handle, number, ctypes.byref(count), timeout)
         return count.value
 
 

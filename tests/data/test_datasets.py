@@ -461,17 +461,25 @@ def write_sop(folder, share=1):
         (folder / "Ebay_{}.txt".format(split)).write_text("\n".join([header, *rows]))
 
 
-def test_sops_size_takes_memory_for_its_records_alone(tmp_path, monkeypatch):
+def test_sops_size_is_read(tmp_path, monkeypatch):
     pretend_pictures(monkeypatch)
     write_sop(tmp_path)
+    dataset = datasets.load("sop", tmp_path)
+    assert len(dataset.test) == 60502 and dataset.test[11316].identity == dataset.test[0].identity
+
+
+def test_a_list_takes_memory_for_its_records_alone(tmp_path, monkeypatch):
+    pretend_pictures(monkeypatch)
+    official_counts(monkeypatch, "sop")  # any number of images
+    write_sop(tmp_path, 10)
     tracemalloc.start()
     try:
         dataset = datasets.load("sop", tmp_path)
         kept, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert len(dataset.test) == 60502 and dataset.test[11316].identity == dataset.test[0].identity
-    assert kept < 500 * 120_053 and peak < 700 * 120_053  # bytes for each image
+    images = len(dataset.train) + len(dataset.test)
+    assert images == 5955 + 6050 and kept < 500 * images and peak < 700 * images  # bytes for each image
 
 
 def test_reading_does_not_take_the_square_of_the_size(tmp_path, monkeypatch):

@@ -110,21 +110,23 @@ def after_the_import(code, *words, **variables):
     ours = ("OMP_NUM_THREADS", "NVIDIA_TF32_OVERRIDE", "DNNL_MAX_CPU_ISA")
     environ = {name: value for name, value in os.environ.items() if name not in ours}
     call = [sys.executable, "-c", "import os, cgd.system.environment as environment; " + code, *words]
-    return subprocess.check_output(call, cwd=str(ROOT), env=dict(environ, **variables), text=True).split()
+    environ.update(variables)
+    return subprocess.check_output(call, cwd=str(ROOT), env=environ, text=True, timeout=200).split()
 
 
-def test_threads_and_tf32_are_set_by_the_import():
-    code = "print(os.environ['OMP_NUM_THREADS'], os.environ.get('NVIDIA_TF32_OVERRIDE'), environment.tf32_allowed())"
-    assert after_the_import(code) == [str(machine.usable_cores()), "0", "False"]
-    assert after_the_import(code, "--tf32", OMP_NUM_THREADS="7") == ["7", "None", "True"]
+def test_threads_tf32_and_amx_are_set_by_the_import():
+    """And in a process that will be the scheduler of a cluster, it does not begin to serve."""
+    has_it = "amx_tile" in Path("/proc/cpuinfo").read_text()
+    code = "print(*map(os.environ.get, ('OMP_NUM_THREADS', 'NVIDIA_TF32_OVERRIDE', 'DNNL_MAX_CPU_ISA')),"
+    code += "environment.tf32_allowed(), environment.has_amx, environment.DMLC_ROLE, os.environ.get('DMLC_ROLE'))"
+    threads, override, isa, tf32_allowed, has_amx, *role = after_the_import(code)
+    assert (threads, override, tf32_allowed, role) == (str(machine.usable_cores()), "0", "False", ["None", "None"])
+    assert isa == ("AVX512_CORE_AMX" if has_amx == "True" else "None") and (has_it or has_amx == "False")
+    told = after_the_import(code, "--tf32", OMP_NUM_THREADS="7", DNNL_MAX_CPU_ISA="AVX2", DMLC_ROLE="scheduler")
+    assert told == ["7", "None", "AVX2", "True", "False", "scheduler", "scheduler"]
 
 
 def test_amx_is_allowed_where_the_kernel_grants_it_unless_the_user_says_otherwise(monkeypatch):
-    has_it = "amx_tile" in Path("/proc/cpuinfo").read_text()
-    code = "print(environment.has_amx, os.environ.get('DNNL_MAX_CPU_ISA'))"
-    has_amx, isa = after_the_import(code)
-    assert isa == ("AVX512_CORE_AMX" if has_amx == "True" else "None") and (has_it or has_amx == "False")
-    assert after_the_import(code, DNNL_MAX_CPU_ISA="AVX2") == ["False", "AVX2"]
     monkeypatch.setattr(environment, "ASK_FOR_AMX", (24,))  # sched_yield, which every kernel grants
     for isa, allowed in (("AVX2", False), ("ALL", False), ("avx512_core_amx", True)):
         monkeypatch.setenv("DNNL_MAX_CPU_ISA", isa)

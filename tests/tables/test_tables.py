@@ -229,7 +229,7 @@ with open(str(folder / "log.jsonl"), "a") as log:
     log.write("a line\\n")
 if (folder / "stop").exists():
     (folder / "stop").unlink()
-    sys.exit(1)
+    sys.exit("error: as asked")
 for name in ("last", "best"):
     (folder / (name + ".json")).write_text(json.dumps({{"iteration": 1500, "recall": {{"1": 0.5}}}}))
 """
@@ -312,18 +312,25 @@ def test_two_processes_share_the_work_and_a_third_finds_none(small_study, tmp_pa
     assert before == {file: file.stat().st_mtime_ns for file in before}
 
 
-def test_a_broken_run_goes_on(small_study, tmp_path, here):
-    study = small_study._replace(folder=tmp_path / "broken")
-    flags = [*study.flags, "--iterations", "30", "--save-every", "1", "--eval-every", "30"]
-    study = study._replace(flags=tuple(flags))
-    words = list(map(str, [sys.executable, *words_of(study, "--table", "4", "--gpus", "-1", "--", *flags)]))
-    first = study.job(paper.TABLES["4"].rows[0], 0)
+def test_a_failed_run_is_told_and_the_others_are_done(stand_in, capfd):
+    job, _ = stand_in
+    jobs = [job, job._replace(folder=job.folder.with_name("seed-1"), seed=1)]
+    job.folder.mkdir(parents=True)
+    (job.folder / "stop").touch()
+    with pytest.raises(InputError, match="1 of 2 runs failed; see output.txt in {}$".format(job.folder)):
+        runs.Runner(jobs, [-1]).run()
+    assert "failed {}: error: as asked\n".format(job.folder) in capfd.readouterr().out
+    assert [each.state() for each in jobs] == ["begun", "finished"]
 
-    def start():
-        return subprocess.Popen(words, cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
-    # stopped: so is the run, which keeps its state
-    stopped = start()
+def test_a_stopped_run_goes_on(small_study, tmp_path, here):
+    flags = (*small_study.flags, "--iterations", "30", "--save-every", "1", "--eval-every", "30")
+    study = small_study._replace(folder=tmp_path / "stopped", flags=flags)
+    words = words_of(study, "--table", "4", "--gpus", "-1", "--", *flags)
+    first, second = (study.job(row, 0) for row in paper.TABLES["4"].rows)
+    pretend(second, recalls(0.5))
+    command = [sys.executable, *map(str, words)]
+    stopped = subprocess.Popen(command, cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert wait_until((first.folder / "state.npz").exists, 60)
     (training,) = children_of(stopped.pid)
     stopped.send_signal(signal.SIGTERM)
@@ -332,16 +339,7 @@ def test_a_broken_run_goes_on(small_study, tmp_path, here):
     assert not os.path.exists("/proc/{}".format(training))
     assert first.state() == "begun"
 
-    # a run that fails is told, and the others are done all the same
-    state = (first.folder / "state.npz").read_bytes()
-    (first.folder / "state.npz").write_bytes(state[:1000])
-    done = here(*words[1:])
-    assert done.returncode == 2 and "1 of 2 runs failed" in done.stderr and str(first.folder) in done.stderr
-    assert "failed {}: error: ".format(first.folder) in done.stdout and "Traceback" not in done.stderr
-    assert [study.job(row, 0).state() for row in paper.TABLES["4"].rows] == ["begun", "finished"]
-
-    (first.folder / "state.npz").write_bytes(state)
-    done = here(*words[1:])
+    done = here(*words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("end    ") == 1 and first.state() == "finished"
     assert "from iteration" in (first.folder / "output.txt").read_text()

@@ -1,8 +1,8 @@
-"""A worker, for test_cluster.py: trains a few steps by a recipe of changes, and keeps its parameters.
+"""The processes of a cluster, for test_cluster.py, which forks them from one that has imported MXNet."""
 
-PYTHONPATH=. python tests/training/cluster_worker.py KIND DATA_DIR OUT_DIR
-"""
-
+import faulthandler
+import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -21,7 +21,27 @@ def trained(run):
     return {name: p.data().asnumpy() for name, p in parameters.items() if p.grad_req != "null"}
 
 
-def main(kind, data_dir, folder):
+def play(role, variables, output, words):
+    """A process of this role runs train.py or a function of this file; what it prints goes to the file `output`.
+
+    Asked by SIGABRT, it prints where each thread is.
+    """
+    with open(output, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    faulthandler.enable()
+    os.environ.update(variables, DMLC_ROLE=role)
+    cluster.DMLC_ROLE = role  # it is read when MXNet is imported
+    if words[0] == "train.py":
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
+    else:
+        globals()[words[0]](*words[1:])
+    sys.stdout.flush()
+
+
+def train_few(kind, data_dir, folder):
+    """Trains a few steps by the recipe CHANGES, and keeps the parameters."""
     cluster.check(kind)
     if cluster.DMLC_ROLE != "worker":
         return cluster.serve()
@@ -31,5 +51,9 @@ def main(kind, data_dir, folder):
         np.savez(str(Path(folder) / "worker{}.npz".format(store.rank)), **trained(run))
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def serve_without_workers():
+    """The workers end before they have joined."""
+    cluster.JOIN_SECONDS = 1
+    cluster.check("dist_sync")
+    if cluster.DMLC_ROLE != "worker":
+        cluster.serve()

@@ -18,7 +18,7 @@ from cgd.network import checkpoints, model
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
 from cgd.training import objective, state
-from conftest import LONG, ROOT, command, wait_until
+from conftest import LONG, ROOT, children_of, command, running, wait_until
 
 RUN = "--from-scratch --batch-size 8 --images-per-identity 2 --image-width 32 --image-height 32 --dim 16 --gpu -1"
 RUN += " --iterations 83 --eval-every 30 --save-every 3 --recallk 1 --learn-p yes --milestones 7 --seed 3"
@@ -106,13 +106,15 @@ def wait_for_progress(process, log, trained):
 def test_a_run_that_was_asked_to_stop_goes_on(small_demo, whole, tmp_path, here):
     """By SIGTERM, as a scheduler asks; what Ctrl-C leaves is in test_commands.py."""
     folder = tmp_path / "run"
-    process = begin(*words(small_demo, folder), "--num-workers", 0)
+    process = begin(*words(small_demo, folder), "--num-workers", 2)
     assert wait_until(lambda: (folder / "log.jsonl").exists() and (folder / "log.jsonl").read_text(), 200)
+    loaders = children_of(process.pid)
     process.send_signal(signal.SIGTERM)
     assert process.wait(200) == 130
+    assert len(loaders) == 4 and wait_until(lambda: not any(map(running, loaders)))
     stopped = checkpoints.Checkpoint(folder / "last").description["iteration"]
     assert state.read_state(folder / "state.npz")[1]["iteration"] == stopped < 83
-    result = here("train.py", "--resume", folder, "--num-workers", 2)
+    result = here("train.py", "--resume", folder, "--num-workers", 0)
     assert result.returncode == 0, result.stderr
     assert "from iteration {}".format(stopped) in result.stdout
     assert_the_same(folder, whole)
