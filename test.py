@@ -10,7 +10,8 @@ cropping come from the checkpoint's description (PREFIX.json), or from the relea
 
 --runtime onnx runs the network in onnxruntime, also on GPUs that MXNet does not support (Hopper, Blackwell). It needs
 the packages onnx, to translate the checkpoint, and onnxruntime or onnxruntime-gpu. A model that python -m cgd.export
-wrote needs no onnx, and runs in onnxruntime without this flag. Images are prepared by MXNet in any case.
+wrote without --with-preprocessing needs no onnx, and runs in onnxruntime without this flag. Images are prepared by
+MXNet in any case.
 
 The training split is not needed. --train-txt is used for the table of classes and images only. --save-embeddings
 writes these arrays, with a row for each image of the test split and of its gallery; numpy.load reads them:

@@ -109,8 +109,8 @@ class Checkpoint:
     def must_be_float32(self):
         """Raises InputError for a checkpoint in int8, which MXNet can evaluate, but nothing can train or translate."""
         if self.description["dtype"] != "float32":
-            origin = self.description.get("quantized_from", "")
-            raise InputError(f"{self.prefix}: is in int8; give the checkpoint that it was made from {origin}".rstrip())
+            origin = self.description.get("quantized_from", "the one in float32")
+            raise InputError(f"{self.prefix}: is in int8; give the checkpoint that it was made from: {origin}")
 
     def load_into(self, net):
         """Sets the parameters of a `model.CGD` by name; its classifier, which checkpoints lack, is not changed.
