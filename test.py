@@ -11,7 +11,8 @@ cropping come from the checkpoint's description (PREFIX.json), or from the relea
 
 --runtime onnx runs the network in onnxruntime, also on GPUs that MXNet does not support (Hopper, Blackwell). It needs
 the packages onnx, to translate the checkpoint, and onnxruntime or onnxruntime-gpu. A model that python -m cgd.export
-wrote needs no onnx, and runs in onnxruntime without this flag. Images are prepared by MXNet in any case.
+wrote without --with-preprocessing needs no onnx, and runs in onnxruntime without this flag. Images are prepared by
+MXNet in any case.
 
 --metrics prints MAP@R, R-precision and Precision@K, and --confidence how sure R@1 is: the bootstrap's 95 % interval,
 with classes resampled. To compare two checkpoints, use the same queries:

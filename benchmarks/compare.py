@@ -4,8 +4,8 @@
     python benchmarks/compare.py --only inference
 
 Each program runs in a process of its own, with all cores. They take turns: in each round every one computes for a
-second while the others wait. A table shows the medians, and ratios of two programs within the same round. It needs the
-packages of requirements-bench.txt.
+second while the others wait. A table shows the medians, and ratios of two programs within the same round. A program
+that fails is reported and left out, and the exit code is 1 at the end. It needs the packages of requirements-bench.txt.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,6 +43,10 @@ TABLES = {
 }
 
 
+class Failed(Exception):
+    """A program has ended, or gives no sound answer."""
+
+
 class Contestant:
     """A process of contestants.py, which waits for its turns."""
 
@@ -59,8 +64,8 @@ class Contestant:
             seconds = self._seconds(1)
             if seconds < SECONDS:
                 self.batches = max(1, round(SECONDS / min(self._seconds(1) for _ in range(3))))
-        except ValueError:
-            self.process.kill()
+        except Failed:
+            self.close()
             raise
 
     def turn(self, images):
@@ -70,40 +75,57 @@ class Contestant:
         self.rates.append(self.batches * images / self._seconds(self.batches))
 
     def close(self):
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):  # it has ended
+            self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
         self.errors.close()
 
     def _seconds(self, batches):
-        self.process.stdin.write(f"{batches}\n")
-        self.process.stdin.flush()
-        return float(self._read())
+        with suppress(BrokenPipeError):  # `_read` tells why
+            self.process.stdin.write(f"{batches}\n")
+            self.process.stdin.flush()
+        answer = self._read()
+        try:
+            return float(answer)
+        except ValueError:
+            raise Failed(f"answered {answer!r} instead of the seconds")
 
     def _read(self):
         line = self.process.stdout.readline()
         if not line:
+            code = self.process.wait()
             self.errors.seek(0)
-            raise ValueError((self.errors.read().strip().splitlines() or ["no message"])[-1])
+            raise Failed((self.errors.read().strip().splitlines() or [f"ended with exit code {code}"])[-1])
         return line.strip()
 
 
 def compare(titles, name, images, folder, rounds):
-    """{title: images per second in each round}. Programs that cannot run are reported and left out."""
+    """{title: images per second in each round}. Programs that fail are reported and left out."""
     contestants = []
     for title in titles:
-        try:
+        with _left_out_if_it_fails(name, title):
             contestants.append(Contestant(title, name, folder))
-        except ValueError as error:
-            print(f"{name}: {title} is left out: {error}", file=sys.stderr)
-    if not contestants or contestants[0].title != next(iter(titles)):
-        sys.exit(f"{name}: nothing to compare with")
     for _ in range(rounds):
-        for contestant in contestants:
-            contestant.turn(images)
+        for contestant in list(contestants):
+            with _left_out_if_it_fails(name, contestant.title):
+                try:
+                    contestant.turn(images)
+                except Failed:
+                    contestants.remove(contestant)
+                    contestant.close()
+                    raise
     for contestant in contestants:
         contestant.close()
     return {contestant.title: contestant.rates for contestant in contestants}
+
+
+@contextmanager
+def _left_out_if_it_fails(name, title):
+    try:
+        yield
+    except Failed as error:
+        print(f"{name}: {title} is left out: {error}", file=sys.stderr, flush=True)
 
 
 def table(rates, flops=None, limit=None):
@@ -151,15 +173,17 @@ def cpu():
 
 
 def measure(what, titles, name, folder, rounds, limit):
-    """Prints the table of a network."""
+    """Prints the table of a network. Returns whether no program failed."""
     if not (folder / name / "counts.json").exists():
         subprocess.run([sys.executable, str(HERE / "networks.py"), name, str(folder)], check=True, stdout=sys.stderr)
     network = networks.NETWORKS[name]
     images = {"inference": network.inference_batch, "training": network.training_batch}.get(what, PICTURES)
     rates = compare(titles, name, images, folder, rounds)
-    flops = json.loads((folder / name / "counts.json").read_text())["flops"] if what == "inference" else None
-    print(f"\n{what}: {name}, {network.size} px, {images} images at a time\n")
-    print("\n".join(table(rates, flops, limit)), flush=True)
+    if next(iter(titles)) in rates:  # the one that the others are compared with
+        flops = json.loads((folder / name / "counts.json").read_text())["flops"] if what == "inference" else None
+        print(f"\n{what}: {name}, {network.size} px, {images} images at a time\n")
+        print("\n".join(table(rates, flops, limit)), flush=True)
+    return len(rates) == len(titles)
 
 
 def main():
@@ -174,10 +198,14 @@ def main():
         limit = matrix_rate()
         print(f"{cpu()}; Python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in PACKAGES))
         print(f"\nA product of two {MATRIX} x {MATRIX} matrices in float32: {limit / 1e9:.0f} GFLOP/s", flush=True)
-        for what, (titles, names) in TABLES.items():
-            for name in names:
-                if options.only in (None, what) and options.network in (None, name):
-                    measure(what, titles, name, folder, options.rounds, limit)
+        complete = [
+            measure(what, titles, name, folder, options.rounds, limit)
+            for what, (titles, names) in TABLES.items()
+            for name in names
+            if options.only in (None, what) and options.network in (None, name)
+        ]
+    if not all(complete):
+        sys.exit("some programs failed, see above")
 
 
 if __name__ == "__main__":

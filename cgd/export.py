@@ -62,9 +62,8 @@ def write_safetensors(checkpoint, file):
     from cgd.network import formats, graphs
     from cgd.system.environment import git_commit
 
+    checkpoint.must_be_float32()
     description = checkpoint.description
-    if description["dtype"] != "float32":
-        raise InputError(f"{checkpoint.prefix}: is in int8; give the checkpoint that it was made from")
     metadata = {key: json.dumps(description[key]) for key in descriptions.RELEASED}
     metadata.update(LAYOUT, batch_norm_eps=graphs.batch_norm_eps(checkpoint.symbol))
     metadata["commit"] = git_commit() or "unknown"

@@ -106,13 +106,19 @@ class Checkpoint:
             found[name].symbol = symbol
         return found
 
+    def must_be_float32(self):
+        """Raises InputError for a checkpoint in int8, which MXNet can evaluate, but nothing can train or translate."""
+        if self.description["dtype"] != "float32":
+            origin = self.description.get("quantized_from", "the one in float32")
+            raise InputError(f"{self.prefix}: is in int8; give the checkpoint that it was made from: {origin}")
+
     def load_into(self, net):
         """Sets the parameters of a `model.CGD` by name; its classifier, which checkpoints lack, is not changed.
 
-        Raises InputError that names parameters that are missing, unknown or of another shape.
+        Raises InputError as `must_be_float32` does, and one that names parameters that are missing, unknown or of
+        another shape.
         """
-        if self.description["dtype"] != "float32":
-            raise InputError(f"{self.prefix}: is in int8, for evaluation only; give the checkpoint it was made from")
+        self.must_be_float32()
         parameters = {
             name: parameter
             for name, parameter in net.collect_params().items()

@@ -93,14 +93,17 @@ def _safetensors(data):
     if start > len(data):
         raise ValueError("unexpected end of the header")
     header = json.loads(bytes(data[8:start]).decode())
-    arrays = {}
-    for name, entry in header.items():
-        if name != "__metadata__" and entry["dtype"] in SAFETENSORS_TYPES:
-            first, end = entry["data_offsets"]
-            if not 0 <= first <= end <= len(data) - start:
-                raise ValueError(f"{name} reaches beyond the end of the file")
-            values = _floats(data[start + first : start + end], SAFETENSORS_TYPES[entry["dtype"]])
-            arrays[name] = values.reshape(entry["shape"])
+    header.pop("__metadata__", None)
+    arrays, at = {}, start
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        first, end = (start + offset for offset in entry["data_offsets"])
+        if not at == first <= end <= len(data):  # there are no gaps; arrays that overlap could take any memory
+            raise ValueError(f"{name} does not follow the array before it, or reaches beyond the end of the file")
+        at = end
+        if entry["dtype"] in SAFETENSORS_TYPES:
+            arrays[name] = _floats(data[first:end], SAFETENSORS_TYPES[entry["dtype"]]).reshape(entry["shape"])
+    if at != len(data):
+        raise ValueError(f"{len(data)} bytes, expected {at}")
     return arrays
 
 
@@ -108,7 +111,11 @@ def _initialisers(data):
     """{name: array} of the initialisers of an ONNX model, its weights."""
     graphs = [value for number, value in protobuf.fields(data) if number == GRAPH]
     fields = [field for graph in graphs for field in protobuf.fields(graph)]
-    return dict(filter(None, (_tensor(value) for number, value in fields if number == INITIALISER)))
+    tensors = list(filter(None, (_tensor(value) for number, value in fields if number == INITIALISER)))
+    arrays = dict(tensors)
+    if len(arrays) < len(tensors):
+        raise ValueError("two initialisers have one name")
+    return arrays
 
 
 def _tensor(data):

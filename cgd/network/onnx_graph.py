@@ -21,7 +21,8 @@ KEYS = "config dim backbone architecture fusion dataset cropped image_width imag
 
 
 def export(checkpoint, fold=False, dynamic_size=False, with_preprocessing=False):
-    """The onnx.ModelProto of a `Checkpoint`; see `translate`."""
+    """The onnx.ModelProto of a `Checkpoint` in float32; see `translate`."""
+    checkpoint.must_be_float32()
     description = checkpoint.description
     metadata = {key: json.dumps(description[key]) for key in KEYS}
     metadata["commit"] = git_commit() or "unknown"

@@ -60,7 +60,7 @@ class Network:
         if not isinstance(self.source, str):
             name, model = self.source.prefix, _translated(self.source, size)
         options = self.runtime.SessionOptions()
-        options.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"].partition(",")[0])
+        options.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])
         options.log_severity_level = 3  # errors
         providers = [CPU]
         if self.provider == CUDA:

@@ -146,7 +146,7 @@ def _k_nearest(a, b, k, block, labels=None):
     labels : (N,) and (M,), the classes of queries and items, if only items of the query's class count
     """
     floor = np.full(len(a.given), _LOWEST)  # closeness that the k nearest items of each query reach
-    copy = None if labels is None else _first_copies(b.given)
+    surplus = None  # (M,) bool, found only if many items are close to each other
     candidates = {}  # by block of queries: (i, j, bound) of the pairs that may be among the k nearest
     for rows, columns, bound in _blocks(a, b, floor, block):
         if labels is not None:
@@ -155,17 +155,22 @@ def _k_nearest(a, b, k, block, labels=None):
         if np.count_nonzero(mask) > 4 * k * len(mask):  # as in the first block of these queries
             _raise_floor(a, rows, b, columns, bound, k, floor)
             mask = _reaching(bound, rows, floor)
+        if surplus is not None:
+            mask &= ~surplus[columns]
         pairs = _pairs(mask, rows, columns, bound)
         if rows.start in candidates:
             pairs = tuple(map(np.concatenate, zip(candidates[rows.start], pairs)))
         if len(pairs[0]) > 16 * k * len(mask):
             pairs = _prune(a, b, k, pairs, floor)
             if len(pairs[0]) > 8 * k * len(mask):  # too close to each other for the products
-                pairs = _settle(a, b, k, pairs, floor, copy)[:3]
+                if surplus is None:
+                    surplus = _surplus_copies(b.given, k, labels)
+                keep = ~surplus[pairs[1]]
+                pairs = _settle(a, b, k, tuple(values[keep] for values in pairs), floor)[:3]
         candidates[rows.start] = pairs
     found, closeness = np.zeros((len(floor), k), np.intp), np.full((len(floor), k), -np.inf)
     for pairs in candidates.values():
-        i, j, _, exact, rank = _settle(a, b, k, _prune(a, b, k, pairs, floor), floor, copy)
+        i, j, _, exact, rank = _settle(a, b, k, _prune(a, b, k, pairs, floor), floor)
         found[i, rank], closeness[i, rank] = j, exact
     return found, closeness
 
@@ -189,14 +194,10 @@ def _prune(a, b, k, pairs, floor):
     return i[keep], j[keep], bound[keep]
 
 
-def _settle(a, b, k, pairs, floor, copy):
+def _settle(a, b, k, pairs, floor):
     """The k nearest pairs of each query (i, j, bound, exact closeness, rank), and raises the floors to the k-th."""
     i, j, bound = pairs
-    if copy is None:
-        exact = _exact(a, i, b, j)
-    else:  # copies of an item only once
-        distinct, inverse = np.unique(copy[j] * len(floor) + i, return_inverse=True)
-        exact = _exact(a, distinct % len(floor), b, distinct // len(floor))[inverse]
+    exact = _exact(a, i, b, j)
     order, rank = _ranked(i, np.lexsort((j, -exact)))
     order, rank = order[rank < k], rank[rank < k]
     i, j, bound, exact = i[order], j[order], bound[order], exact[order]
@@ -303,6 +304,21 @@ def _first_copies(vectors):
         unequal = (vectors[i] != vectors[copy[i]]).any(axis=1)
         copy[i[unequal]] = i[unequal]
     return copy
+
+
+def _surplus_copies(vectors, k, labels):
+    """(n,) bool: more than k of the items before it are equal to it, and of its class if there are labels.
+
+    Such an item is no neighbour of any query: these are as near and come first, and one of them at most is the query.
+    """
+    kind = _first_copies(vectors)
+    if labels is not None:
+        kind = kind + len(kind) * np.unique(labels[1], return_inverse=True)[1]
+        kind = np.unique(kind, return_inverse=True)[1]
+    order, rank = _ranked(kind, np.arange(len(kind)))
+    surplus = np.empty(len(kind), bool)
+    surplus[order] = rank > k
+    return surplus
 
 
 def _by_class(query_labels, item_labels):

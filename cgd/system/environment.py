@@ -63,8 +63,16 @@ def _restore_distutils():
 
 
 def _use_all_cores():
-    """MXNet assumes hyper-threading and uses half of the cores by default. It reads OMP_NUM_THREADS when imported."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(machine.usable_cores()))
+    """MXNet assumes hyper-threading and uses half of the cores by default. It reads OMP_NUM_THREADS when imported.
+
+    An empty value counts as none. Raises InputError for one that would end MXNet, or that onnxruntime does not take.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS") or str(machine.usable_cores())
+    if not (threads.isdecimal() and int(threads)):
+        raise InputError(
+            f"the variable OMP_NUM_THREADS is {threads!r}; expected a whole number of threads, or unset it"
+        )
+    os.environ["OMP_NUM_THREADS"] = threads
 
 
 def _forbid_tf32():

@@ -233,6 +233,14 @@ def test_few_pairs_need_to_be_settled(kind, classes, settled):
     assert sum(settled) < 25 * 2000  # of 2000 * 2000
 
 
+@pytest.mark.parametrize("kind", ("equal", "copies", "half zero"))
+def test_of_many_copies_only_those_that_may_be_neighbours_are_settled(kind, settled, monkeypatch):
+    """As those of a collapsed network: otherwise all 2000 * 2000 pairs are computed in float64."""
+    monkeypatch.setattr(recall_module, "_BLOCK", 256)
+    nearest(HARD_SETS[kind](np.random.default_rng(5), None), 3)
+    assert sum(settled) < 16 * 3 * 2000
+
+
 def test_a_query_that_has_missed_needs_no_more_settling(settled):
     rng = np.random.default_rng(6)
     two_clusters = rng.choice([-5, 3], (2000, 1)) + 1e-6 * normal(rng, 2000, 32)

@@ -145,6 +145,17 @@ def test_all_usable_cores_are_used_unless_the_user_says_otherwise(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
     environment._use_all_cores()
     assert os.environ["OMP_NUM_THREADS"] == str(machine.usable_cores())
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    environment._use_all_cores()
+    assert os.environ["OMP_NUM_THREADS"] == str(machine.usable_cores())
+
+
+@pytest.mark.parametrize("value", ["all", "2,1", "0", "-1", "1.5"])
+def test_threads_that_are_no_number_are_told(monkeypatch, value):
+    """MXNet itself would end the process, or onnxruntime take another number."""
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    with pytest.raises(InputError, match=f"OMP_NUM_THREADS is '{value}'; expected a whole number"):
+        environment._use_all_cores()
 
 
 @pytest.mark.parametrize(
