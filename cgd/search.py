@@ -2,11 +2,12 @@
 
     python -m cgd.search photos-index photo.jpg
     python -m cgd.search photos-index queries/ -k 20 --json > found.jsonl
-    python -m cgd.search photos-index --like 17
+    python -m cgd.search photos-index --like 17 --html found.html
     python -m cgd.search photos-index --export photos.faiss
 
 The index is one that python -m cgd.describe made. The search is exact. For each query, its nearest pictures are
 printed, nearest first: rank, distance (Euclidean, between vectors of length 1: from 0 to 2), number in the index, path.
+With --html, a page for the browser shows them, with the places that make them alike (docs/explain.md).
 With --json, a line is {"query": path, "neighbours": [{"item", "distance", "path", "label"}, ...]}.
 
 --export writes the descriptors for another engine: FILE.npy, (N, dim) float32; or FILE.faiss, an IndexFlatIP of faiss.
@@ -16,18 +17,23 @@ Rows are numbered as the lines of items.jsonl, from 0.
 import argparse
 import json
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cgd import describe
 from cgd.data import flags, pictures
+from cgd.gallery import page
 from cgd.network import descriptions
 from cgd.retrieval import index
 from cgd.retrieval.recall import nearest
 from cgd.system import errors, files
 from cgd.system.errors import InputError
 from cgd.system.packages import optional_package
+
+SAMPLE = 10000  # vectors whose mean is what all pictures have in common
 
 
 def arguments():
@@ -40,6 +46,7 @@ def arguments():
     add("--like", action="append", type=flags.whole(0), metavar="N", help="search for picture N of the index")
     add("-k", type=flags.whole(1), default=10, metavar="K", help="pictures found for each query (default: 10)")
     add("--json", action="store_true", help="print a line of JSON for each query")
+    add("--html", metavar="FILE.html", help="write a page of the queries and what is found")
     help_ = "write all descriptors instead of searching: FILE.npy or FILE.faiss"
     add("--export", metavar="FILE", help=help_)
     add = parser.add_argument_group("device").add_argument
@@ -53,6 +60,8 @@ def arguments():
         if Path(options.export).suffix not in (".npy", ".faiss"):
             raise InputError(f"--export {options.export}: expected a name that ends with .npy or .faiss")
         files.must_be_writable(options.export)
+    if options.html:
+        files.must_be_writable(options.html)
     return options
 
 
@@ -70,16 +79,22 @@ def find_queries(words):
     return found
 
 
-def describe_queries(options, facts, queries):
-    """The queries that could be read, and their descriptors (n, dim), by the network of the index."""
-    options.prefix = options.prefix or facts["name"]
-    options.runtime = descriptions.choose_runtime(options.prefix, options.runtime, options.dtype)
+def network_of(options, facts):
+    """The name of the network that described the index, where it is now. Raises InputError if it is not there."""
+    name = options.prefix or facts["name"]
     try:
-        description = descriptions.read(options.prefix)
+        description = descriptions.read(name)
     except InputError as error:
         raise InputError(f"{error}; if the network was moved, give its new place by --pretrained-model")
-    if any(facts[key] != value for key, value in index.facts_of(options.prefix, description).items() if key != "name"):
-        raise InputError(f"{options.prefix}: is not the network that described {options.index}; {index.AGAIN}")
+    if any(facts[key] != value for key, value in index.facts_of(name, description).items() if key != "name"):
+        raise InputError(f"{name}: is not the network that described {options.index}; {index.AGAIN}")
+    return name
+
+
+def describe_queries(options, facts, queries):
+    """The queries that could be read, and their descriptors (n, dim), by the network of the index."""
+    options.prefix = network_of(options, facts)
+    options.runtime = descriptions.choose_runtime(options.prefix, options.runtime, options.dtype)
     numbers, vectors = [], [np.zeros((0, facts["dim"]), np.float32)]
 
     # Not before: it imports MXNet, which takes far longer than all the above.
@@ -133,6 +148,53 @@ def text_of(neighbours):
     return "\n".join(lines)
 
 
+class PageItems(Sequence):
+    """The items of an index as those of a page, made when they are asked for."""
+
+    def __init__(self, items, root):
+        self.items, self.root = items, root
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, number):
+        item = self.items[number]
+        return page.Item(os.path.join(self.root, item.path), item.crop, item.label)
+
+
+def write_page(options, facts, items, vectors, queries, described, found, distances):
+    """Writes the page of --html."""
+    shown = [("index", options.index), ("pictures", f"{len(items):,}"), ("described by", facts["name"])]
+    page.write(
+        options.html,
+        [page.Item(query.path, query.crop, query.label) for query in queries],
+        PageItems(items, facts["folder"]),
+        found,
+        distances,
+        title="Search",
+        facts=shown,
+        vectors=(described, vectors),
+        maps=similarity_maps(options, facts, vectors),
+    )
+
+
+def similarity_maps(options, facts, vectors):
+    """The maps of the page, by the network of the index; None, with a note, if it is not there or has none."""
+    from cgd.gallery import similarity
+    from cgd.network import runtimes
+
+    try:
+        name = network_of(options, facts)
+        if descriptions.is_onnx(name):
+            raise InputError(f"{name}: is no checkpoint")
+        checkpoint, ctx, _ = runtimes.open_network(name, "mxnet", options.gpu)
+        common = np.mean(vectors[:: 1 + len(vectors) // SAMPLE], axis=0, dtype=np.float64)
+        return similarity.maps_of(checkpoint, ctx, common)
+    except InputError as error:
+        print(f"note: the page has no similarity maps: {error}", file=sys.stderr)
+        return None
+
+
 def export(file, vectors):
     """Writes the vectors (N, dim) as FILE.npy or FILE.faiss."""
     starts = range(0, len(vectors), index.BLOCK)
@@ -162,6 +224,8 @@ def main():
     else:
         queries, described = describe_queries(options, facts, find_queries(options.queries))
     found, distances = search(described, options.k, vectors, options.like)
+    if options.html:
+        write_page(options, facts, items, vectors, queries, described, found, distances)
     for query, row, far in zip(queries, found, distances):
         neighbours = neighbours_of(row, far, items, facts["folder"])
         if options.json:

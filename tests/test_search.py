@@ -259,6 +259,31 @@ def test_search_for_a_picture_of_the_index_leaves_itself_out(photos, describe, s
     )  # the query, and all others
 
 
+def page_data(file):
+    """What the script of a page shows."""
+    text = file.read_text(encoding="utf-8")
+    return json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL).group(1))
+
+
+def test_a_page_of_what_is_found(prefix, photos, describe, search, tmp_path):
+    describe(photos, "-o", tmp_path / "i", "--class-folders")
+    printed = search(tmp_path / "i", "--like", 1, "-k", 3, "--json", "--html", tmp_path / "page.html")
+    found = json.loads(printed.stdout)["neighbours"]
+    data = page_data(tmp_path / "page.html")
+    (row,) = data["rows"]
+    names = [picture[0] for picture in data["pictures"]]
+    assert [names[item] for item in row["items"]] == [os.path.relpath(n["path"], str(photos)) for n in found]
+    assert row["distances"] == [round(n["distance"], 4) for n in found]
+    assert [each[0] for each in row["maps"][0]] == ["all", "S", "M", "G"]
+    os.rename(str(tmp_path / "i" / "index.json"), str(tmp_path / "old.json"))
+    facts = json.loads((tmp_path / "old.json").read_text())
+    (tmp_path / "i" / "index.json").write_text(json.dumps(dict(facts, name="/moved/net")))
+    result = search(tmp_path / "i", "--like", 1, "--html", tmp_path / "page.html")
+    assert "no similarity maps: /moved/net" in result.stderr and not page_data(tmp_path / "page.html")["rows"][0].get(
+        "maps"
+    )
+
+
 def test_export_for_other_engines(photos, describe, search, tmp_path):
     describe(photos, "-o", tmp_path / "i", "--stored", "float16")
     search(tmp_path / "i", "--export", tmp_path / "a.npy")
