@@ -29,6 +29,7 @@ sys.path.insert(0, str(HERE))
 import networks  # noqa: E402
 from contestants import END_TO_END, INFERENCE, PICTURES, TRAINING  # noqa: E402
 
+from cgd.system import errors  # noqa: E402
 from cgd.system.machine import usable_cores  # noqa: E402
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
@@ -92,13 +93,15 @@ def compare(titles, name, images, folder, rounds):
     """{title: images per second in each round}. Programs that cannot run are reported and left out."""
     contestants = []
     for title in titles:
+        print(f"{name}: starting {title}", file=sys.stderr)
         try:
             contestants.append(Contestant(title, name, folder))
         except ValueError as error:
             print(f"{name}: {title} is left out: {error}", file=sys.stderr)
     if not contestants or contestants[0].title != next(iter(titles)):
         sys.exit(f"{name}: nothing to compare with")
-    for _ in range(rounds):
+    for number in range(rounds):
+        print(f"{name}: round {number + 1} of {rounds}", file=sys.stderr)
         for contestant in contestants:
             contestant.turn(images)
     for contestant in contestants:
@@ -153,6 +156,7 @@ def cpu():
 def measure(what, titles, name, folder, rounds, limit):
     """Prints the table of a network."""
     if not (folder / name / "counts.json").exists():
+        print(f"{name}: writing the network", file=sys.stderr)
         subprocess.run([sys.executable, str(HERE / "networks.py"), name, str(folder)], check=True, stdout=sys.stderr)
     network = networks.NETWORKS[name]
     images = {"inference": network.inference_batch, "training": network.training_batch}.get(what, PICTURES)
@@ -181,4 +185,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    errors.run(main)
