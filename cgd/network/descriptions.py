@@ -62,6 +62,12 @@ def read(name):
     return dict(RELEASED, **_read(f"{name}.json"))
 
 
+def must_be_in_float32(prefix, description):
+    """Raises InputError for a checkpoint in int8, whose graph only MXNet can run."""
+    if description["dtype"] != "float32":
+        raise InputError(f"{prefix}: is in int8; give the checkpoint that it was made from")
+
+
 def read_onnx(file):
     """The description of an ONNX model that cgd.export wrote, from the metadata in it: dict, as that of `read`.
 
