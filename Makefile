@@ -43,5 +43,6 @@ bench: .venv-bench/ready
 	.venv-bench/bin/python benchmarks/compare.py
 
 .venv-bench/ready: requirements-bench.txt requirements-cpu.txt
+	@echo "installing requirements-bench.txt into .venv-bench: gigabytes, for minutes and without a word"
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt && touch $@

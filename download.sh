@@ -285,7 +285,8 @@ trap '' XFSZ # exceeding a file size limit is then a write error, like a full di
 
 [[ " $* " != *" --help "* ]] || { echo "$usage" && exit; }
 allowed=$sets
-for name in "${@:-}"; do
+[ $# -gt 0 ] || fail "no name given; ${usage//$'\n'/; }"
+for name; do
     [[ $name =~ ^($allowed)$ ]] || fail "unknown name '$name'; ${usage//$'\n'/; }"
     [[ $name =~ ^(weights|$backbones)$ ]] && allowed="$sets|$backbones" || allowed=$sets
 done

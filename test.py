@@ -140,15 +140,15 @@ def main():
     from cgd.gallery import report as gallery_page
     from cgd.network import runtimes
     from cgd.retrieval import evaluation
-    from cgd.system import environment
+    from cgd.system import environment, machine
 
     preprocessing = evaluation.Preprocessing(size, description["mean"], description["std"])
     unreadable = loader.Unreadable(options.skip_unreadable)
     evaluate = evaluation.Evaluator(dataset, preprocessing, options.batch_size, options.num_workers, unreadable)
     checkpoint, ctx, runtime = runtimes.open_network(options.pretrained_model, options.runtime, options.gpu)
     dtype = "float32" if options.runtime == "onnx" else checkpoint.running_dtype(ctx, options.dtype)
-    if dtype == "bfloat16" and not environment.has_amx:
-        print("warning: bfloat16 can be slower than float32: oneDNN cannot use AMX here", file=sys.stderr)
+    if dtype == "bfloat16" and not machine.computes_bfloat16():
+        print("warning: bfloat16 can be slower than float32: this CPU has no avx512_bf16", file=sys.stderr)
     others = checkpoint.pooled() if options.pooled else {}
     smaller = f"try --batch-size {max(1, options.batch_size // 2)}"
     with environment.memory_for(smaller):

@@ -30,6 +30,7 @@ sys.path.insert(0, str(HERE))
 import networks  # noqa: E402
 from contestants import END_TO_END, INFERENCE, PICTURES, TRAINING  # noqa: E402
 
+from cgd.system import errors  # noqa: E402
 from cgd.system.machine import usable_cores  # noqa: E402
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
@@ -104,9 +105,11 @@ def compare(titles, name, images, folder, rounds):
     """{title: images per second in each round}. Programs that fail are reported and left out."""
     contestants = []
     for title in titles:
+        print(f"{name}: starting {title}", file=sys.stderr)
         with _left_out_if_it_fails(name, title):
             contestants.append(Contestant(title, name, folder))
-    for _ in range(rounds):
+    for number in range(rounds):
+        print(f"{name}: round {number + 1} of {rounds}", file=sys.stderr)
         for contestant in list(contestants):
             with _left_out_if_it_fails(name, contestant.title):
                 try:
@@ -175,6 +178,7 @@ def cpu():
 def measure(what, titles, name, folder, rounds, limit):
     """Prints the table of a network. Returns whether no program failed."""
     if not (folder / name / "counts.json").exists():
+        print(f"{name}: writing the network", file=sys.stderr)
         subprocess.run([sys.executable, str(HERE / "networks.py"), name, str(folder)], check=True, stdout=sys.stderr)
     network = networks.NETWORKS[name]
     images = {"inference": network.inference_batch, "training": network.training_batch}.get(what, PICTURES)
@@ -209,4 +213,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    errors.run(main)

@@ -9,7 +9,7 @@ The ending of the file's name decides. The ONNX model has one input, "image": (N
 Its metadata say how images must be prepared. If onnxruntime is installed, the descriptors of a batch of noise are
 compared with MXNet's.
 
-It needs the package onnx; onnxruntime for the comparison: pip install onnx onnxruntime
+It needs the package onnx; onnxruntime for the comparison: pip install onnx onnxruntime 'numpy<2'
 
 Safetensors have the checkpoint's names, without "arg:" and "aux:". Their metadata describe the network, its images and
 the layout of the weights. This needs no package.
@@ -62,7 +62,6 @@ def write_safetensors(checkpoint, file):
     from cgd.network import formats, graphs
     from cgd.system.environment import git_commit
 
-    checkpoint.must_be_float32()
     description = checkpoint.description
     metadata = {key: json.dumps(description[key]) for key in descriptions.RELEASED}
     metadata.update(LAYOUT, batch_norm_eps=graphs.batch_norm_eps(checkpoint.symbol))
@@ -74,7 +73,7 @@ def write_safetensors(checkpoint, file):
 
 def main():
     options = arguments()
-    descriptions.read(options.prefix)  # so that a wrong name is reported at once
+    descriptions.must_be_in_float32(options.prefix, descriptions.read(options.prefix))
 
     # Not before: these import MXNet, which takes far longer than all the above.
     from cgd.network import onnx_graph
@@ -94,7 +93,7 @@ def main():
                 raise InputError(f"{options.file}: not written; its descriptors differ from MXNet's by {worst:.1e}")
             print(f"onnxruntime's descriptors differ from MXNet's by {worst:.1e} at most")
         else:
-            print("not compared with MXNet: onnxruntime is not installed (pip install onnxruntime)")
+            print("not compared with MXNet: onnxruntime is not installed (pip install onnxruntime 'numpy<2')")
     print(f"written: {options.file}")
 
 

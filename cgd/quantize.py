@@ -8,7 +8,7 @@ map is that of training images, which are prepared as for evaluation. The result
 for a CPU, and for evaluation only. It is written if its descriptors are similar to those in float32, and if PREFIX is
 new. The flags of the data set are those of test.py.
 
-Needs the package scipy: pip install scipy
+Needs the package scipy: pip install scipy 'numpy<2'
 """
 
 import argparse

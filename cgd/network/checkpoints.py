@@ -106,19 +106,13 @@ class Checkpoint:
             found[name].symbol = symbol
         return found
 
-    def must_be_float32(self):
-        """Raises InputError for a checkpoint in int8, which MXNet can evaluate, but nothing can train or translate."""
-        if self.description["dtype"] != "float32":
-            origin = self.description.get("quantized_from", "the one in float32")
-            raise InputError(f"{self.prefix}: is in int8; give the checkpoint that it was made from: {origin}")
-
     def load_into(self, net):
         """Sets the parameters of a `model.CGD` by name; its classifier, which checkpoints lack, is not changed.
 
-        Raises InputError as `must_be_float32` does, and one that names parameters that are missing, unknown or of
+        Raises InputError for a checkpoint in int8, and one that names parameters that are missing, unknown or of
         another shape.
         """
-        self.must_be_float32()
+        descriptions.must_be_in_float32(self.prefix, self.description)
         parameters = {
             name: parameter
             for name, parameter in net.collect_params().items()

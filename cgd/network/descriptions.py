@@ -62,6 +62,13 @@ def read(name):
     return dict(RELEASED, **_read(f"{name}.json"))
 
 
+def must_be_in_float32(prefix, description):
+    """Raises InputError for a checkpoint in int8, which MXNet can evaluate, but nothing can train or translate."""
+    if description["dtype"] != "float32":
+        origin = description.get("quantized_from", "the one in float32")
+        raise InputError(f"{prefix}: is in int8; give the checkpoint that it was made from: {origin}")
+
+
 def read_onnx(file):
     """The description of an ONNX model that cgd.export wrote, from the metadata in it: dict, as that of `read`.
 

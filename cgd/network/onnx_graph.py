@@ -9,6 +9,7 @@ import json
 import numpy as np
 
 from cgd.network import graphs
+from cgd.network.descriptions import must_be_in_float32
 from cgd.network.graphs import attribute
 from cgd.system.environment import git_commit, mx
 from cgd.system.errors import InputError
@@ -22,8 +23,8 @@ KEYS = "config dim backbone architecture fusion dataset cropped image_width imag
 
 def export(checkpoint, fold=False, dynamic_size=False, with_preprocessing=False):
     """The onnx.ModelProto of a `Checkpoint` in float32; see `translate`."""
-    checkpoint.must_be_float32()
     description = checkpoint.description
+    must_be_in_float32(checkpoint.prefix, description)
     metadata = {key: json.dumps(description[key]) for key in KEYS}
     metadata["commit"] = git_commit() or "unknown"
     return translate(

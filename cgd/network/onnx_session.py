@@ -1,6 +1,6 @@
 """Runs networks in onnxruntime: on the GPUs of its CUDA provider, which MXNet has no code for, or on a CPU.
 
-pip install onnxruntime, or for GPUs: pip install 'onnxruntime-gpu[cuda,cudnn]'
+pip install onnxruntime 'numpy<2', or for GPUs: pip install 'onnxruntime-gpu[cuda,cudnn]' 'numpy<2'
 """
 
 import copy
@@ -13,7 +13,7 @@ from cgd.system.errors import InputError
 from cgd.system.packages import optional_package
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-INSTALL = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+INSTALL = "pip install 'onnxruntime-gpu[cuda,cudnn]' 'numpy<2'"
 
 
 class Network:
@@ -28,7 +28,11 @@ class Network:
 
     def __init__(self, source, gpu):
         self.source, self.gpu = source, gpu
-        self.runtime = optional_package("onnxruntime")
+        if isinstance(source, str):
+            self.runtime = optional_package("onnxruntime")
+        else:
+            self.runtime = optional_package("onnxruntime", "onnx onnxruntime")
+            optional_package("onnx")
         built_with_cuda = CUDA in self.runtime.get_available_providers()
         found = find_gpu(gpu, "" if built_with_cuda else f"this onnxruntime has no CUDA provider ({INSTALL})")
         self.provider = CUDA if found else CPU

@@ -47,6 +47,14 @@ WITH_AMX = "AVX512_CORE_AMX"  # the only value of DNNL_MAX_CPU_ISA that lets one
 TF32_FLAG, TF32_VARIABLE = "--tf32", "NVIDIA_TF32_OVERRIDE"
 
 
+def _check_numpy():
+    """Raises InputError for numpy 2, which pip installs with a package that asks for it."""
+    import numpy
+
+    if int(numpy.__version__.partition(".")[0]) >= 2:
+        raise InputError(f"this is numpy {numpy.__version__}, but MXNet 1.9.1 needs numpy 1: pip install 'numpy<2'")
+
+
 def _restore_numpy_names():
     """MXNet 1.9.1 uses numpy.bool and similar aliases, which numpy 1.24 removed."""
     import numpy
@@ -130,6 +138,7 @@ def _explain(error):
 
 def _import_mxnet():
     machine.check_python()
+    _check_numpy()
     _restore_numpy_names()
     _restore_distutils()
     _use_all_cores()
@@ -159,7 +168,7 @@ def _without_role():
             os.environ["DMLC_ROLE"] = DMLC_ROLE
 
 
-has_amx = _allow_amx()
+_allow_amx()
 try:
     mx = _import_mxnet()
 except InputError as error:  # not all imports happen within errors.run, which would report it

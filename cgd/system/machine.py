@@ -8,6 +8,7 @@ Runs before anything is installed, so it uses the standard library only.
 import ctypes
 import os
 import sys
+from pathlib import Path
 
 from cgd.system.errors import InputError, run
 
@@ -48,6 +49,14 @@ def _cpu_quota(folder="/sys/fs/cgroup"):
         if quota > 0 and period > 0:
             return max(1.0, quota / period)
     return 1e9
+
+
+def computes_bfloat16(file="/proc/cpuinfo"):
+    """Whether this CPU has instructions for bfloat16, by Linux's list. Without, oneDNN emulates them."""
+    try:
+        return "avx512_bf16" in Path(file).read_text().split()  # also on every CPU with AMX
+    except OSError:
+        return False
 
 
 def open_driver():

@@ -105,6 +105,21 @@ def test_a_containers_quota_counts(tmp_path, files, cores):
     assert machine._cpu_quota(str(tmp_path)) == cores
 
 
+def test_the_cpus_list_says_whether_it_computes_bfloat16(tmp_path):
+    file = tmp_path / "cpuinfo"
+    for flags, expected in (("avx512f avx512_bf16 xsaves", True), ("avx512f avx512_bf16_not", False)):
+        file.write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n\n")
+        assert machine.computes_bfloat16(str(file)) is expected
+    assert not machine.computes_bfloat16(str(tmp_path / "missing"))
+
+
+def test_numpy_2_is_told(monkeypatch):
+    for version in ("2.0.0", "2.4.6", "10.1"):
+        monkeypatch.setattr(np, "__version__", version)
+        with pytest.raises(InputError, match="this is numpy {}, .*pip install 'numpy<2'".format(version)):
+            environment._import_mxnet()
+
+
 def after_the_import(code, *words, **variables):
     """What this code prints in a new process that has imported MXNet, with these words and variables."""
     ours = ("OMP_NUM_THREADS", "NVIDIA_TF32_OVERRIDE", "DNNL_MAX_CPU_ISA")
