@@ -133,7 +133,7 @@ def test_threads_tf32_and_amx_are_set_by_the_import():
     """And in a process that will be the scheduler of a cluster, it does not begin to serve."""
     has_it = "amx_tile" in Path("/proc/cpuinfo").read_text()
     code = "print(*map(os.environ.get, ('OMP_NUM_THREADS', 'NVIDIA_TF32_OVERRIDE', 'DNNL_MAX_CPU_ISA')),"
-    code += "environment.tf32_allowed(), environment.has_amx, environment.DMLC_ROLE, os.environ.get('DMLC_ROLE'))"
+    code += "environment.tf32_allowed(), environment._allow_amx(), environment.DMLC_ROLE, os.environ.get('DMLC_ROLE'))"
     threads, override, isa, tf32_allowed, has_amx, *role = after_the_import(code)
     assert (threads, override, tf32_allowed, role) == (str(machine.usable_cores()), "0", "False", ["None", "None"])
     assert isa == ("AVX512_CORE_AMX" if has_amx == "True" else "None") and (has_it or has_amx == "False")
