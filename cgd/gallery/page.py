@@ -25,7 +25,8 @@ from cgd.system import files, machine
 MAPPED = 3  # the first neighbours of each query that get similarity maps; more would take long to compute
 MOST_POINTS = 2000  # of the scatter plot
 
-# path : str, path of the picture · box : (x, y, w, h) in pixels, or None · label : str, its class; None if not known
+# path : str, path of the picture · box : tuple (x, y, w, h) in pixels, or None
+# label : str, its class; None if it is not known
 Item = namedtuple("Item", "path box label")
 
 # The nearest item of a query's class: item, index into the gallery · rank, 1 for the nearest of all · distance
@@ -89,7 +90,7 @@ def write(
         row = {
             "query": number(query),
             "items": [number(item) for item in found],
-            "distances": [round(float(each), 4) for each in distances[index]],
+            "distances": [round(float(each), 6) for each in distances[index]],
             "positive": None,
         }
         positive = positives[index] if positives and found[0].label != query.label else None
@@ -97,7 +98,7 @@ def write(
             place = number(gallery[positive.item])
             if place not in row["items"]:
                 row["items"].append(place)
-                row["distances"].append(round(float(positive.distance), 4))
+                row["distances"].append(round(float(positive.distance), 6))
             row["positive"] = [row["items"].index(place), int(positive.rank)]
         rows.append(row)
     if maps is not None:

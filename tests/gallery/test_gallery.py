@@ -153,7 +153,7 @@ def test_the_nearest_positive_of_a_miss_is_shown_behind_the_neighbours(tmp_path,
         tmp_path / "p", more[:1], more, [[1, 3]], [[0.1, 0.2]], title="", positives=[page.Positive(4, 57, 0.91239)]
     )
     row = read(tmp_path / "p")[0]["rows"][0]
-    assert row == {"query": 0, "items": [1, 2, 3], "distances": [0.1, 0.2, 0.9124], "positive": [2, 57]}
+    assert row == {"query": 0, "items": [1, 2, 3], "distances": [0.1, 0.2, 0.91239], "positive": [2, 57]}
 
 
 def test_maps_are_asked_for_once_and_survive_quantisation(tmp_path, items):
@@ -227,10 +227,11 @@ def test_labels_tell_classes_apart():
 def test_nearest_positives_by_a_full_sort(with_gallery):
     random = np.random.RandomState(0)
     vectors = random.randn(60, 5).astype(np.float32)
+    vectors[30] = vectors[32] + 0.01
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    vectors[7] = vectors[30]  # a tie of an item of another class with a positive
+    vectors[47] = vectors[30]  # as close to 32 as its nearest positive, but of another class
     identities = random.randint(0, 7, 60)
-    identities[7], identities[30], identities[31], identities[59] = 0, 1, 1, 7
+    identities[47], identities[30], identities[32], identities[38] = 0, 1, 1, 7
     queries = np.arange(0, 60, 2) if not with_gallery else np.arange(40)
     items = np.arange(60) if not with_gallery else np.arange(20, 60)
     found = report.nearest_positives(
