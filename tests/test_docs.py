@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from conftest import ROOT, command
+from cgd.network import checkpoints
+from conftest import ROOT, command, lively_network
 
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "checkpoints" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -157,6 +159,10 @@ def test_every_flag_of_training_is_documented(flags):
 def test_python_examples_run(tmp_path, monkeypatch):
     """An expression with a literal in a comment behind it, as in `1 + 1  # 2`, has that value."""
     monkeypatch.chdir(tmp_path)
+    described = {"image_width": 32, "image_height": 32}
+    checkpoints.save(lively_network("mobilenet0.25", 32, dim=192), "runs/demo-1/trained/last", described)
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (40, 50)).save(name)
     pages = README, ROOT / "docs" / "api.md"
     blocks = [block for page in pages for language, block in FENCE.findall(page.read_text()) if language == "python"]
     assert len(blocks) >= len(pages)
