@@ -1,7 +1,7 @@
 # make demo: trains and evaluates a network on pictures that it draws itself · make test: lint and tests
 # make bench: tables of speed, see docs/performance.md
 # make test-long: the same tests with 12,930 mangled files, more kills, and all cores for each process; for the night
-# make test-peers: compares weight files and ONNX models with other programs, which it installs (torch: 200 MB or more)
+# make test-peers: compares weight files and ONNX models with other programs, which it installs (torch: gigabytes)
 # Each does its own set-up, in .venv. A Python of your choice: make PYTHON=python3.10 demo
 
 # The first Python here that this project can use; if there is none, python3 says what is wrong with it.

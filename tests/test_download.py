@@ -911,6 +911,7 @@ def test_the_first_error_is_the_last_word(project):
 )
 def test_usage(project, names):
     line = project.bad(*names)
+    assert ("no name given; " if not names else "unknown name '") in line
     assert (
         "usage: bash download.sh NAME..., with NAME one of: cub200 cars196 sop inshop checkpoint weights demo" in line
     )
