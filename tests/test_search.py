@@ -273,7 +273,7 @@ def test_a_page_of_what_is_found(prefix, photos, describe, search, tmp_path):
     (row,) = data["rows"]
     names = [picture[0] for picture in data["pictures"]]
     assert [names[item] for item in row["items"]] == [os.path.relpath(n["path"], str(photos)) for n in found]
-    assert row["distances"] == [round(n["distance"], 4) for n in found]
+    assert row["distances"] == pytest.approx([n["distance"] for n in found], abs=1e-5)
     assert [each[0] for each in row["maps"][0]] == ["all", "S", "M", "G"]
     os.rename(str(tmp_path / "i" / "index.json"), str(tmp_path / "old.json"))
     facts = json.loads((tmp_path / "old.json").read_text())
