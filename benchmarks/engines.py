@@ -37,10 +37,14 @@ def faiss_flat(vectors):
 
 
 def faiss_ivf_pq(vectors, probes=16):
-    """4 sqrt(N) clusters, of which the nearest `probes` are searched; residuals in one byte for each 16 values."""
+    """4 sqrt(N) clusters or fewer, of which the nearest `probes` are searched; one byte for each 16 values.
+
+    By Euclidean distance, which orders vectors of length 1 as the inner product does. Clusters by inner product fail
+    where all vectors have a large mean in common: most of them then belong to the longest centroid.
+    """
     faiss = optional_package("faiss", "faiss-cpu")
-    clusters, codes = int(4 * np.sqrt(len(vectors))), vectors.shape[1] // 16
-    compressed = faiss.index_factory(vectors.shape[1], f"IVF{clusters},PQ{codes}", faiss.METRIC_INNER_PRODUCT)
+    clusters, codes = max(1, min(int(4 * np.sqrt(len(vectors))), len(vectors) // 39)), vectors.shape[1] // 16
+    compressed = faiss.index_factory(vectors.shape[1], f"IVF{clusters},PQ{codes}", faiss.METRIC_L2)
     compressed.train(vectors)
     compressed.add(vectors)
     compressed.nprobe = min(probes, clusters)
