@@ -11,7 +11,7 @@ import numpy as np
 from cgd.retrieval.recall import nearest
 from cgd.system.errors import InputError
 
-PAIRS = 1 << 22  # queries x neighbours that are held at a time
+PAIRS = 1 << 19  # queries x neighbours that are held at a time; `nearest` takes 400 bytes for each, and more
 RESAMPLES, LEVEL = 10000, 0.95  # of the bootstrap
 
 
