@@ -44,13 +44,12 @@ from pathlib import Path
 import numpy as np
 
 from cgd.data import datasets, flags
+from cgd.gallery import page
 from cgd.network import descriptions
 from cgd.network.options import DTYPES
 from cgd.retrieval import metrics
 from cgd.system import errors, files
 from cgd.system.errors import InputError
-
-HTML_QUERIES = 500
 
 
 def arguments():
@@ -82,7 +81,7 @@ def arguments():
     add("--confidence", nargs="?", const=True, metavar="FILE.json", help=help_)
     add("--results", metavar="FILE.json", help="save the recalls, rates, and R@1 of each class, the worst first")
     add("--html", metavar="FILE.html", help="write a page of queries and their nearest neighbours")
-    help_ = f"the most queries on the page, an even sample of the classes (default: {HTML_QUERIES})"
+    help_ = f"the most queries on the page, an even sample of the classes (default: {page.MOST_QUERIES})"
     add("--html-queries", type=flags.whole(1), metavar="N", help=help_)
     help_ = "let the page refer to the image files, by relative addresses, instead of holding thumbnails"
     add("--link-images", action="store_true", help=help_)
@@ -171,8 +170,8 @@ def main():
         save_embeddings(options.save_embeddings, result, dataset.classes)
     if options.html:
         facts = facts_of(options, result, dataset, size, cropped, dtype, runtime)
-        shown = options.html_queries or HTML_QUERIES
-        maps = similarity_maps(checkpoint, ctx, size, result) if runtime["runtime"] == "mxnet" else None
+        shown = options.html_queries or page.MOST_QUERIES
+        maps = similarity_maps(checkpoint, ctx, size, result, options.runtime)
         with environment.memory_for("give fewer --html-queries"):
             gallery_page.write(options.html, result, dataset, facts, shown, options.link_images, maps)
     pooled = {}
@@ -222,11 +221,13 @@ def queries_digest(result):
     return datasets.digest([record._replace(box=None) for record in result.queries.records])
 
 
-def similarity_maps(checkpoint, ctx, size, result):
+def similarity_maps(checkpoint, ctx, size, result, runtime):
     """The similarity maps of the page; None, with a note, for a network that has none."""
     from cgd.gallery import similarity
 
     try:
+        if runtime != "mxnet":
+            raise InputError(f"--runtime {runtime} does not give the last feature map")
         common = (result.gallery or result.queries).embeddings.mean(axis=0)
         return similarity.maps_of(checkpoint, ctx, common, size)
     except InputError as error:

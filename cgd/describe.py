@@ -48,6 +48,7 @@ def arguments():
     add("--class-folders", action="store_true", help="the name of a picture's folder is its class")
     add = parser.add_argument_group("device").add_argument
     add_device_flags(add)
+    add("--dtype", choices=DTYPES, default="float32", help="precision on a CPU (default: float32)")
     add = parser.add_argument_group("index").add_argument
     help_ = "type of the stored descriptors: float16 takes half the space (default: float32)"
     add("--stored", choices=index.STORED, default="float32", help=help_)
@@ -58,11 +59,10 @@ def arguments():
 
 
 def add_device_flags(add):
-    """Adds the flags that test.py has for what runs the network."""
+    """Adds the flags that test.py has for what runs the network, but the precision."""
     add("--runtime", choices=("mxnet", "onnx"), help="what runs the network (default: mxnet; onnx for FILE.onnx)")
     add("--gpu", type=int, default=0, metavar="N", help="GPU number; -1 for the CPU (default: 0)")
     add("--batch-size", type=flags.whole(1), default=32, metavar="N", help="pictures per step (default: 32)")
-    add("--dtype", choices=DTYPES, default="float32", help="precision on a CPU (default: float32)")
     help_ = f"processes that decode pictures (default: one per core, at most {flags.MAX_WORKERS})"
     workers = min(machine.usable_cores(), flags.MAX_WORKERS)
     add("--num-workers", type=flags.whole(0), default=workers, metavar="N", help=help_)
@@ -115,8 +115,9 @@ def main():
     if options.shard:
         print(f"share {options.shard[0]} of {options.shard[1]}: {described} pictures described{skipped}")
         return
-    count = current.publish(found, root)
-    print(f"{described} pictures described{skipped}; {options.output} holds {count}")
+    count, dropped = current.publish(found, root)
+    gone = f", {dropped} dropped" if dropped else ""
+    print(f"{described} pictures described{skipped}{gone}; {options.output} holds {count}")
 
 
 if __name__ == "__main__":

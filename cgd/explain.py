@@ -4,6 +4,7 @@
     python -m cgd.explain runs/demo-1/trained/last query.jpg first.jpg second.jpg third.jpg -o maps.png
     python -m cgd.explain runs/demo-1/trained/last a.jpg b.jpg --box 10,20,80,60 --box 0,5,90,70 -o maps.png
     python -m cgd.explain runs/demo-1/trained/last a.jpg b.jpg --common demo.npz -o maps.png
+    python -m cgd.explain runs/demo-1/trained/last --query a.jpg --index photos-index -k 5 -o maps.png
 
 One row for each B, beside A: both images, the map of the whole descriptor over them, and those of its global
 descriptors S, M and G. A map says what each place adds to the cosine similarity: yellow to red for more, blue for less.
@@ -12,15 +13,22 @@ It adds up, with what the biases of the Dense layers add, to the similarity; the
 Where any two descriptors have a similarity near 1, the maps of an image are the same for any other. --common takes the
 descriptors of a data set, and leaves out the direction that they share: the maps then add up to the similarity of the
 rest. docs/explain.md explains this. Runs on the CPU.
+
+With --query and --index, the B are the most similar pictures of an index that cgd.describe made with this network, as
+cgd.search finds them; and its pictures are the data set of --common.
 """
 
 import argparse
+import os
 import zipfile
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from cgd import search
+from cgd.data import flags
 from cgd.network import descriptions
+from cgd.retrieval import index
 from cgd.system import errors, files
 from cgd.system.errors import InputError
 
@@ -45,15 +53,22 @@ def arguments():
     )
     add = parser.add_argument
     add("prefix", metavar="PREFIX", help="the checkpoint: its path up to -symbol.json")
-    add("image", metavar="A", help="image file")
-    add("others", metavar="B", nargs="+", help="image files to compare A with")
+    add("images", metavar="A B", nargs="*", help="image files: A, and one or more B to compare it with")
     add("-o", "--output", required=True, metavar="FILE", help="image to write, such as maps.png or maps.jpg")
     help_ = "crop; give it once for each image, A first (default: whole images)"
     add("--box", type=box, action="append", metavar="X,Y,W,H", help=help_)
     help_ = "leave out what these descriptors share: file of test.py --save-embeddings, or .npy with (N, dim)"
     add("--common", metavar="FILE", help=help_)
-    options = parser.parse_args()
-    options.images = [options.image, *options.others]
+    add = parser.add_argument_group("neighbours in an index").add_argument
+    add("--query", metavar="A", help="image file; each B is a neighbour of it")
+    add("--index", metavar="INDEX", help="folder that cgd.describe wrote")
+    add("-k", type=flags.whole(1), default=5, metavar="K", help="neighbours (default: 5)")
+    options = parser.parse_intermixed_args()  # flags may stand before the images
+    if bool(options.query) != bool(options.index):
+        raise InputError("--query and --index: expected both or neither")
+    if bool(options.query) == bool(options.images) or len(options.images) == 1:
+        raise InputError("expected two or more images, or --query A --index INDEX")
+    options.images = options.images or [options.query]
     if options.box and len(options.box) != len(options.images):
         raise InputError(f"--box: {len(options.box)} given for {len(options.images)} images; expected one for each")
     if not options.output.lower().endswith((".png", ".jpg", ".jpeg")):
@@ -62,12 +77,12 @@ def arguments():
     return options
 
 
-def pictures(options):
+def pictures(paths, crops):
     """The images (H, W, 3), uint8, cropped to their boxes."""
     from cgd.data import images
 
     found = []
-    for path, crop in zip(options.images, options.box or [None] * len(options.images)):
+    for path, crop in zip(paths, crops):
         try:
             found.append(images.crop(images.read_image(path), crop).asnumpy())
         except InputError as error:
@@ -86,6 +101,13 @@ def mean_of(file):
         return mean
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(f"--common {file}: not a file of test.py --save-embeddings, nor of descriptors ({error})")
+
+
+def neighbours(options, embedding, facts, items, vectors):
+    """Paths and boxes of the items of an index that are most similar to an embedding (dim,), nearest first."""
+    (found,), _ = search.search(embedding[None], options.k, vectors)
+    chosen = [items[number] for number in found]
+    return [os.path.join(facts["folder"], item.path) for item in chosen], [item.crop for item in chosen]
 
 
 def report(names, similarities, maps):
@@ -153,19 +175,29 @@ def main():
     options = arguments()
     description = descriptions.read(options.prefix)  # so that a wrong name is reported at once
     common = mean_of(options.common) if options.common else None
+    if options.index:
+        indexed = facts, _, vectors = index.read(options.index)
+        search.network_of(options, facts)  # which raises InputError if it is another one
+        common = search.common_of(vectors) if common is None else common
 
     # Not before: these import MXNet, which takes far longer than all the above.
     from cgd.network.checkpoints import Checkpoint
     from cgd.retrieval.maps import PlaceVectors, similarity_maps, without
     from cgd.system.environment import memory_for, mx
 
-    images = pictures(options)
+    paths, boxes = options.images, options.box or [None] * len(options.images)
+    images = pictures(paths, boxes)
     if description["cropped"] and not options.box:
         errors.say("notice: this network was trained on cropped images; --box crops these")
     with memory_for("give fewer images"):
-        places = PlaceVectors(Checkpoint(options.prefix), mx.cpu())(images)
+        describe = PlaceVectors(Checkpoint(options.prefix), mx.cpu())
+        places = describe(images)
+        if options.index:
+            more, boxes = neighbours(options, places[0].embedding, *indexed)
+            found = pictures(more, boxes)
+            paths, images, places = paths + more, images + found, places + describe(found)
     similarities = [float(places[0].embedding @ other.embedding) for other in places[1:]]
-    if options.common:
+    if common is not None:
         dim = len(places[0].embedding)
         if len(common) != dim:
             raise InputError(
@@ -173,7 +205,7 @@ def main():
             )
         places = [without(each, common) for each in places]
     maps = [similarity_maps(places[0], other) for other in places[1:]]
-    print(report(options.images, similarities, maps))
+    print(report(paths, similarities, maps))
     with files.replacing(options.output) as part:
         drawn = draw([Image.fromarray(image) for image in images], similarities, maps)
         drawn.save(str(part), quality=90)

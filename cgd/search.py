@@ -7,7 +7,8 @@
 
 The index is one that python -m cgd.describe made. The search is exact. For each query, its nearest pictures are
 printed, nearest first: rank, distance (Euclidean, between vectors of length 1: from 0 to 2), number in the index, path.
-With --html, a page for the browser shows them, with the places that make them alike (docs/explain.md).
+With --html, a page for the browser shows them, with the places that make them alike (docs/explain.md): those of the
+first 500 queries.
 With --json, a line is {"query": path, "neighbours": [{"item", "distance", "path", "label"}, ...]}.
 
 --export writes the descriptors for another engine: FILE.npy, (N, dim) float32; or FILE.faiss, an IndexFlatIP of faiss.
@@ -53,7 +54,7 @@ def arguments():
     help_ = "the network that described the index (default: where it was then)"
     add("--pretrained-model", dest="prefix", metavar="PREFIX", help=help_)
     describe.add_device_flags(add)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()  # flags may stand before the queries
     if sum(map(bool, (options.queries, options.like, options.export))) != 1:
         raise InputError("give what to search for: either pictures, or --like, or --export")
     if options.export:
@@ -87,13 +88,14 @@ def network_of(options, facts):
     except InputError as error:
         raise InputError(f"{error}; if the network was moved, give its new place by --pretrained-model")
     if any(facts[key] != value for key, value in index.facts_of(name, description).items() if key != "name"):
-        raise InputError(f"{name}: is not the network that described {options.index}; {index.AGAIN}")
+        raise InputError(f"{name}: is not the network that described {options.index}: that was {facts['name']}")
     return name
 
 
 def describe_queries(options, facts, queries):
     """The queries that could be read, and their descriptors (n, dim), by the network of the index."""
     options.prefix = network_of(options, facts)
+    options.dtype = "bfloat16" if facts["dtype"] == "bfloat16" else "float32"  # so that a picture finds itself
     options.runtime = descriptions.choose_runtime(options.prefix, options.runtime, options.dtype)
     numbers, vectors = [], [np.zeros((0, facts["dim"]), np.float32)]
 
@@ -111,6 +113,8 @@ def describe_queries(options, facts, queries):
 def like(options, items, vectors):
     """The pictures of --like as queries, and their vectors."""
     last = len(items) - 1
+    if not last:
+        raise InputError(f"--like: {options.index} has one picture only; there is nothing to find")
     for number in options.like:
         if number > last:
             raise InputError(f"--like {number}: {options.index} has the pictures 0 to {last}")
@@ -164,15 +168,17 @@ class PageItems(Sequence):
 
 def write_page(options, facts, items, vectors, queries, described, found, distances):
     """Writes the page of --html."""
-    shown = [("index", options.index), ("pictures", f"{len(items):,}"), ("described by", facts["name"])]
+    count, shown = len(queries), slice(page.MOST_QUERIES)
+    about = [("index", options.index), ("pictures", f"{len(items):,}"), ("described by", facts["name"])]
     page.write(
         options.html,
-        [page.Item(query.path, query.crop, query.label) for query in queries],
+        [page.Item(query.path, query.crop, query.label) for query in queries[shown]],
         PageItems(items, facts["folder"]),
-        found,
-        distances,
+        found[shown],
+        distances[shown],
         title="Search",
-        facts=shown,
+        facts=about,
+        note=f"The first {page.MOST_QUERIES:,} of {count:,} queries." if count > page.MOST_QUERIES else "",
         vectors=(described, vectors),
         maps=similarity_maps(options, facts, vectors),
     )
@@ -188,11 +194,15 @@ def similarity_maps(options, facts, vectors):
         if descriptions.is_onnx(name):
             raise InputError(f"{name}: is no checkpoint")
         checkpoint, ctx, _ = runtimes.open_network(name, "mxnet", options.gpu)
-        common = np.mean(vectors[:: 1 + len(vectors) // SAMPLE], axis=0, dtype=np.float64)
-        return similarity.maps_of(checkpoint, ctx, common)
+        return similarity.maps_of(checkpoint, ctx, common_of(vectors))
     except InputError as error:
         print(f"note: the page has no similarity maps: {error}", file=sys.stderr)
         return None
+
+
+def common_of(vectors):
+    """What all pictures of an index have in common: the mean (dim,) of its vectors, or of an even sample."""
+    return np.mean(vectors[:: 1 + len(vectors) // SAMPLE], axis=0, dtype=np.float64)
 
 
 def export(file, vectors):

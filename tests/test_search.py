@@ -16,6 +16,7 @@ from PIL import Image
 
 import cgd
 from cgd.data import images
+from cgd.gallery import page
 from cgd.network import checkpoints
 from cgd.retrieval import index
 from cgd.system.environment import mx
@@ -148,7 +149,8 @@ def test_only_what_changed_is_described_again(prefix, photos, describe, tmp_path
     shutil.copy(last, str(photos / "thin" / "new.png"))
     (photos / "thin" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     result = describe(photos, "-o", tmp_path / "i")
-    assert f"2 pictures described, 1 skipped as unreadable; {tmp_path / 'i'} holds {COUNT}" in result.stdout
+    told = f"2 pictures described, 1 skipped as unreadable, 1 dropped; {tmp_path / 'i'} holds {COUNT}"
+    assert told in result.stdout
     assert "skipped: " in result.stderr and "broken.png: corrupt PNG file" in result.stderr
     facts, items, vectors = index.read(tmp_path / "i")
     paths = [os.path.join(facts["folder"], item.path) for item in items]
@@ -235,7 +237,7 @@ def test_search_finds_the_nearest(prefix, photos, describe, search, tmp_path):
     describe(photos, "-o", tmp_path / "i")
     paths = all_paths(photos)
     vectors = by_hand(prefix, paths)
-    found = neighbours_of(search(tmp_path / "i", paths[7], photos / "thick", "-k", 3))
+    found = neighbours_of(search(tmp_path / "i", paths[7], "-k", 3, photos / "thick"))
     assert list(found) == [paths[7], *all_paths(photos)[: COUNT // 2]]
     for query, neighbours in found.items():
         distances = np.linalg.norm(vectors - vectors[paths.index(query)], axis=1)
@@ -273,7 +275,7 @@ def test_a_page_of_what_is_found(prefix, photos, describe, search, tmp_path):
     (row,) = data["rows"]
     names = [picture[0] for picture in data["pictures"]]
     assert [names[item] for item in row["items"]] == [os.path.relpath(n["path"], str(photos)) for n in found]
-    assert row["distances"] == pytest.approx([n["distance"] for n in found], abs=1e-5)
+    assert row["distances"] == [round(n["distance"], 6) for n in found]
     assert [each[0] for each in row["maps"][0]] == ["all", "S", "M", "G"]
     os.rename(str(tmp_path / "i" / "index.json"), str(tmp_path / "old.json"))
     facts = json.loads((tmp_path / "old.json").read_text())
@@ -282,6 +284,31 @@ def test_a_page_of_what_is_found(prefix, photos, describe, search, tmp_path):
     assert "no similarity maps: /moved/net" in result.stderr and not page_data(tmp_path / "page.html")["rows"][0].get(
         "maps"
     )
+
+
+def test_a_page_has_the_first_of_many_queries(photos, describe, search, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "MOST_QUERIES", 2)
+    describe(photos, "-o", tmp_path / "i")
+    printed = search(tmp_path / "i", photos / "thin", "-k", 3, "--html", tmp_path / "page.html")
+    data, found = page_data(tmp_path / "page.html"), neighbours_of(printed)
+    assert len(found) == COUNT - COUNT // 2 and data["note"] == f"The first 2 of {len(found)} queries."
+    assert [row["distances"] for row in data["rows"]] == [
+        pytest.approx([far for _, far, _ in neighbours], abs=1e-4) for neighbours in list(found.values())[:2]
+    ]
+
+
+def test_queries_have_the_precision_of_the_index(photos, describe, search, tmp_path):
+    """A picture finds itself: its descriptors in float32 and bfloat16 are far apart in this network."""
+    describe(photos, "-o", tmp_path / "i", "--dtype", "bfloat16")
+    (neighbours,) = neighbours_of(search(tmp_path / "i", all_paths(photos)[3], "-k", 1)).values()
+    assert neighbours[0][0] == 3 and neighbours[0][1] < 0.01
+
+
+def test_one_picture_has_nothing_to_be_compared_with(photos, describe, search, tmp_path):
+    for path in all_paths(photos)[1:]:
+        os.unlink(path)
+    describe(photos, "-o", tmp_path / "i")
+    assert "has one picture only" in search(tmp_path / "i", "--like", 0, code=2).stderr
 
 
 def test_export_for_other_engines(photos, describe, search, tmp_path):
@@ -340,6 +367,7 @@ def test_bad_searches_are_one_line(photos, describe, search, tmp_path, words, me
     "words, message",
     [
         (["nowhere"], "nowhere: no such file"),
+        (["photos/thin/00.png"], "00.png: is a picture; expected a folder of pictures, or a list"),
         (["photos", "--shard", "0/2"], "expected I/N with I from 1 to N"),
         (["photos", "--bbox-txt", "b.txt"], "are for lists"),
         (["photos/thin", "-o", "photos"], "is no index, and not empty"),

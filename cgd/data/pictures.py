@@ -19,8 +19,8 @@ LIST_HEADER = ["image_id", "class_id"]
 def find(source, data_dir=None, bbox_txt=None, class_folders=False):
     """The folder that paths are relative to, and the `Picture`s, sorted by path.
 
-    source : a folder, which is searched with its subfolders, but not hidden ones; or a list file, with the header of
-        annotations.read_list, or with a path in each line
+    source : a folder, which is searched with its subfolders, but neither hidden ones nor links; or a list file, with
+        the header of annotations.read_list, or with a path in each line
     data_dir : folder that the paths in a list are relative to; by default that of the list
     bbox_txt : boxes of the pictures of a list with a header
     class_folders : whether the name of the folder that a picture lies in is its class
@@ -28,6 +28,8 @@ def find(source, data_dir=None, bbox_txt=None, class_folders=False):
     Raises InputError if there are none, if a listed one is missing, and for an invalid list.
     """
     source = Path(source)
+    if source.name.lower().endswith(EXTENSIONS) and source.is_file():
+        raise InputError(f"{source}: is a picture; expected a folder of pictures, or a list with a path in each line")
     if source.is_dir():
         if data_dir or bbox_txt:
             raise InputError(f"{source}: is a folder; --data-dir and --bbox-txt are for lists")
@@ -36,36 +38,41 @@ def find(source, data_dir=None, bbox_txt=None, class_folders=False):
         must_be_file(source)
         root = Path(data_dir or source.parent)
         rows = _in_list(source, root, bbox_txt)
-    root = Path(os.path.abspath(root))
-    found = {}
+    root, found = os.path.abspath(str(root)), {}
     for path, crop, label in rows:
+        place = os.path.join(root, path)
         try:
-            status = (root / path).stat()
-        except OSError as error:
+            status = os.stat(place)
+        except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+            reason = getattr(error, "strerror", None) or error
             if not source.is_dir():
-                raise InputError(f"{root / path}: {error.strerror}")
-            print(f"skipped: {root / path}: {error.strerror}", file=sys.stderr)  # such as a link to nowhere
+                raise InputError(f"{source}: lists {place!r}: {reason}")
+            print(f"skipped: {place}: {reason}", file=sys.stderr)  # such as a link to nowhere
             continue
-        label = (root / path).parent.name if class_folders else label
+        label = os.path.basename(os.path.dirname(place)) if class_folders else label
         found[path, crop] = Picture(path, status.st_size, status.st_mtime_ns, crop, label)
     if not found:
         raise InputError(f"{source}: no pictures; expected {' '.join(EXTENSIONS)} files")
-    return str(root), sorted(found.values(), key=lambda picture: (picture.path, picture.crop or ()))
+    return root, sorted(found.values(), key=lambda picture: (picture.path, picture.crop or ()))
 
 
 def _in_folder(folder):
-    """(path, None, None) of every picture; says how many other files there are."""
-    rows, others = [], []
+    """(path, None, None) of every picture; says how many other files, and links to folders, there are."""
+    rows, others, links = [], [], []
     for parent, folders, names in os.walk(str(folder), onerror=_cannot_be_listed):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        below = os.path.relpath(parent, str(folder))
+        links += [name for name in folders if os.path.islink(os.path.join(parent, name))]
         for name in names:
             if name.startswith("."):
                 continue
-            path = os.path.relpath(os.path.join(parent, name), str(folder))
+            path = name if below == "." else os.path.join(below, name)
             if name.lower().endswith(EXTENSIONS):
                 rows.append((path, None, None))
             else:
                 others.append(path)
+    if links:
+        print(f"{folder}: ignored {len(links)} links to folders, among them {min(links)}", file=sys.stderr)
     if others:
         text = f"ignored {len(others)} files that are not {' '.join(EXTENSIONS)}, among them {min(others)}"
         print(f"{folder}: {text}", file=sys.stderr)

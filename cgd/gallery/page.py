@@ -22,6 +22,7 @@ from tqdm import tqdm
 from cgd.gallery import pictures
 from cgd.system import files, machine
 
+MOST_QUERIES = 500  # unless more are asked for: each has pictures and maps
 MAPPED = 3  # the first neighbours of each query that get similarity maps; more would take long to compute
 MOST_POINTS = 2000  # of the scatter plot
 

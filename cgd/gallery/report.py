@@ -1,5 +1,7 @@
 """The page of an evaluation: test.py --html."""
 
+from collections import Counter
+
 import numpy as np
 
 from cgd.gallery import page
@@ -67,8 +69,7 @@ def write(file, result, dataset, facts, shown=500, link_images=False, maps=None)
 
 def labels_of(classes):
     """A label for each Class: its name; with its id, if it has no name or shares it with another."""
-    names = [each.name for each in classes]
-    several = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()
+    several = {name for name, times in Counter(each.name for each in classes).items() if times > 1}
     return [
         f"{each.name} ({each.id})" if each.name in several and each.name else each.name or f"class {each.id}"
         for each in classes

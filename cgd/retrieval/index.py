@@ -15,10 +15,12 @@ This module does not import MXNet.
 import fcntl
 import hashlib
 import json
+import operator
 import os
 import shutil
 from collections.abc import Sequence
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +59,7 @@ class Items(Sequence):
     """The `Picture`s of an items file, which is read line by line when they are asked for."""
 
     def __init__(self, file):
-        self.data = np.memmap(file, np.uint8, "r") if os.path.getsize(file) else np.zeros(0, np.uint8)
+        self.data = np.asarray(np.memmap(file, np.uint8, "r")) if os.path.getsize(file) else np.zeros(0, np.uint8)
         self.ends = np.flatnonzero(self.data == ord("\n"))
 
     def __len__(self):
@@ -66,7 +68,7 @@ class Items(Sequence):
     def __getitem__(self, number):
         number = range(len(self))[number]
         start = self.ends[number - 1] + 1 if number else 0
-        return _picture(json.loads(self.data[start : self.ends[number]].tobytes()))
+        return _picture(self.data[start : self.ends[number]].tobytes())
 
 
 def read(folder):
@@ -80,10 +82,11 @@ def read(folder):
         hint = f"it is not finished: {AGAIN}, without --shard" if begun else "python -m cgd.describe writes one"
         raise InputError(f"{folder}: no index ({FACTS} is missing); {hint}")
     try:
+        before = _state(folder)
         facts = json.loads((folder / FACTS).read_text())
         items, vectors = Items(folder / ITEMS), np.load(str(folder / VECTORS), mmap_mode="r")
         fits = len(items) == facts["count"] and vectors.shape == (facts["count"], facts["dim"])
-        if not fits or (folder / NEW / FACTS).exists():
+        if not fits or (folder / NEW / FACTS).exists() or _state(folder) != before:  # in this order
             raise ValueError("its files are not of one time")
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: not a complete index ({error}); {AGAIN}")
@@ -103,12 +106,14 @@ class Index:
         if self.folder.exists() and not _may_become_index(self.folder):
             raise InputError(f"{folder}: is no index, and not empty; give the name of a new folder by -o")
         with _writing(self.folder):
-            (self.folder / PARTS).mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = open(str(self.folder / LOCK), "a+")
         self._take(fcntl.LOCK_SH)  # every process that describes has it
         if (self.folder / NEW / FACTS).exists():
             self._move()
             self._take(fcntl.LOCK_SH)
+        with _writing(self.folder):  # under the lock: who publishes removes it
+            (self.folder / PARTS).mkdir(exist_ok=True)
         self._look()
 
     def check_pictures(self, pictures, root):
@@ -127,22 +132,25 @@ class Index:
         return Part(self.folder / PARTS / name, self.facts)
 
     def publish(self, pictures, root):
-        """Writes the three files, of those of the pictures that have a vector, in this order. Returns their number.
+        """Writes the three files, of those of the pictures that have a vector, in this order.
 
-        Vectors of other pictures are dropped. Nothing is lost if it is interrupted. Raises InputError if another
-        process is writing to the index, or if no picture has a vector.
+        Vectors of other pictures are dropped. Nothing is lost if it is interrupted. Returns the number of pictures, and
+        that of the paths that were dropped. Raises InputError if another process is writing to the index, or if no
+        picture has a vector.
         """
         self._take(fcntl.LOCK_EX)
         self._look()  # now at what other processes have described, too
         pictures = [picture for picture in pictures if _key(picture) in self.rows]
         if not pictures:
             raise InputError(f"{self.folder}: none of the pictures could be read")
-        if self.published != dict(self.facts, folder=root, count=len(pictures)) or pictures != list(self.items):
+        dropped = {path for path, *_ in self.rows}.difference(picture.path for picture in pictures)
+        facts = dict(self.facts, folder=root, count=len(pictures))
+        if self.published != facts or any(map(operator.ne, pictures, self.items)):
             self._write(pictures, root)
         with _writing(self.folder):
             shutil.rmtree(str(self.folder / PARTS))
         self.lock.close()
-        return len(pictures)
+        return len(pictures), len(dropped)
 
     def _write(self, pictures, root):
         """Writes the three files into .new and moves them."""
@@ -162,14 +170,14 @@ class Index:
             self._move()
 
     def _take(self, kind):
-        try:
-            fcntl.flock(self.lock, kind | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{self.folder}: another process is writing to this index; {AGAIN} when it has ended")
+        busy = f"another process is writing to this index; {AGAIN} when it has ended"
+        _lock(self.lock, kind, self.folder, busy)
 
     def _move(self):
         """Moves the files of .new to their places."""
         self._take(fcntl.LOCK_EX)
+        if not (self.folder / NEW / FACTS).exists():  # another process has moved them before this one had the lock
+            return
         for name in (VECTORS, ITEMS, FACTS):
             with suppress(FileNotFoundError):  # it was moved before the interruption
                 os.replace(str(self.folder / NEW / name), str(self.folder / name))
@@ -211,10 +219,8 @@ class Part:
         self.folder = prefix.parent.parent
         with _writing(self.folder):
             self.vectors, self.items = (open(f"{prefix}{ending}", "ab+") for ending in (".f", ".jsonl"))
-        try:
-            fcntl.flock(self.vectors, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{self.folder}: another process describes the same pictures (part {prefix.name})")
+        busy = f"another process describes the same pictures (part {prefix.name})"
+        _lock(self.vectors, fcntl.LOCK_EX, self.folder, busy)
         self.stored = facts["stored"]
         lines, count = _complete(prefix, facts)
         with _writing(self.folder):
@@ -255,22 +261,23 @@ def write_vectors(file, shape, dtype, blocks):
 def read_part(prefix, facts):
     """The pictures and the vectors (N, dim) of a part, without incomplete ends."""
     lines, count = _complete(prefix, facts)
-    pictures = [_picture(json.loads(line)) for line in lines[1 : count + 1]]
+    pictures = [_picture(line) for line in lines[1 : count + 1]]
     return pictures, _part_vectors(prefix, facts)[:count]
 
 
 def _complete(prefix, facts):
     """The complete lines of a part, facts first, and the number of pictures that have a line and a vector.
 
-    After a power failure, a file may have its length but zeros in it; a descriptor is never zero.
+    After a power failure, a file may have its length but zeros in it: all from there on is lost. A descriptor is never
+    zero, but the one before the first of zeros may end in them.
     """
     lines = Path(f"{prefix}.jsonl").read_bytes().splitlines(keepends=True)
-    lines = [line for line in lines if line.endswith(b"\n") and b"\0" not in line]
+    lines = list(takewhile(lambda line: line.endswith(b"\n") and b"\0" not in line, lines))
     if lines:
         _must_be_same(prefix.parent.parent, json.loads(lines[0]), facts)
     vectors = _part_vectors(prefix, facts)[: max(0, len(lines) - 1)]
     zero = np.flatnonzero(~np.any(vectors, axis=1))
-    return lines, int(zero[0]) if len(zero) else len(vectors)
+    return lines, max(0, int(zero[0]) - 1) if len(zero) else len(vectors)
 
 
 def _part_vectors(prefix, facts):
@@ -293,7 +300,10 @@ def _must_be_same(folder, found, facts):
 
 
 def _may_become_index(folder):
-    return folder.is_dir() and ({PARTS, FACTS, NEW} & set(os.listdir(str(folder))) or not os.listdir(str(folder)))
+    if not folder.is_dir():
+        return False
+    names = set(os.listdir(str(folder))) - {LOCK}
+    return not names or bool({PARTS, FACTS, NEW} & names)
 
 
 def _key(picture):
@@ -304,8 +314,27 @@ def _line(picture):
     return json.dumps(dict(picture._asdict())) + "\n"
 
 
-def _picture(fields):
-    return Picture(**dict(fields, crop=fields["crop"] and tuple(fields["crop"])))
+def _picture(line):
+    fields = json.loads(line)
+    fields["crop"] = fields["crop"] and tuple(fields["crop"])
+    return Picture(**fields)
+
+
+def _state(folder):
+    """What differs when an index has been published anew."""
+    status = os.stat(str(folder / FACTS))
+    return status.st_ino, status.st_mtime_ns
+
+
+def _lock(file, kind, folder, busy):
+    """Locks an open file. Raises InputError with the text `busy` if another process has it."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{folder}: {busy}")
+    except OSError as error:
+        why = f"its file system has no flock ({error.strerror})"
+        raise InputError(f"{folder}: cannot be locked, because {why}; make the index on another one")
 
 
 def _to_disk(file):

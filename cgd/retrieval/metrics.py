@@ -11,7 +11,7 @@ import numpy as np
 from cgd.retrieval.recall import nearest
 from cgd.system.errors import InputError
 
-PAIRS = 1 << 22  # queries x neighbours that are held at a time
+PAIRS = 1 << 19  # queries x neighbours that are held at a time; `nearest` takes 400 bytes for each, and more
 RESAMPLES, LEVEL = 10000, 0.95  # of the bootstrap
 
 
@@ -41,8 +41,8 @@ def measure(names, embeddings, labels, gallery=None, gallery_labels=None):
     place = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
     positives = np.where(classes[place] == labels, sizes[place] - (gallery is None), 0)
     longest = max(_rank(name) or int(positives.max()) for name in names)
+    longest = max(1, min(longest, len(y_labels)))
     values = {name: np.zeros(len(labels)) for name in names}
-    longest = max(1, longest)
     step = max(1, PAIRS // longest)
     for start in range(0, len(labels), step):
         rows = np.arange(start, min(start + step, len(labels)))
@@ -62,7 +62,7 @@ def _value(name, matches, positives):
     found = np.cumsum(matches, axis=1)
     ranks = np.arange(1, matches.shape[1] + 1)
     if _rank(name):
-        return found[:, _rank(name) - 1] / _rank(name)
+        return found[:, min(_rank(name), found.shape[1]) - 1] / _rank(name)
     counted = matches & (ranks <= positives[:, None])
     sums = (counted * found / ranks).sum(axis=1) if name == "map@r" else counted.sum(axis=1)
     return sums / np.maximum(positives, 1)

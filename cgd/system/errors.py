@@ -68,7 +68,7 @@ def run(main):
     Exit codes: 0; 2 after an InputError, or an OSError that names a file; 130 after a stop; 141 if nobody reads the
     output any more, as in `train.py | head`; 1 with a traceback after any other exception.
     """
-    _replace_closed_streams()
+    _prepare_streams()
     code, text = STOPPED, ""  # if a second stop comes while the first is handled
     _handle_stops()
     try:
@@ -81,11 +81,16 @@ def run(main):
         leave(code, text)
 
 
-def _replace_closed_streams():
-    """`command >&-` leaves no sys.stdout. Opened here, the null device also takes the file descriptor, before a log."""
+def _prepare_streams():
+    """Lets both streams be there, and take any file name, which may be of bytes that are not text.
+
+    `command >&-` leaves no sys.stdout. Opened here, the null device also takes the file descriptor, before a log.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))
+    if sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error has it
 
 
 def _explain(error):

@@ -93,7 +93,7 @@ def test_it_shows_names_as_they_are_and_loads_nothing(browser, file):
     wait_until(lambda: browser.run("return [...document.images].every(i => i.complete)"))
     assert browser.run("return [...document.images].every(i => i.naturalWidth > 0 && i.alt)")
     assert browser.console() == []
-    asked = [url for url in browser.requested() if not url.startswith("chrome:")]  # the browser's own first page
+    asked = [url for url in browser.requested() if not url.startswith("chrome:")]  # of the tab before this page
     assert file.as_uri() in asked and all(url.startswith(("file:", "data:")) for url in asked)
     browser.run(
         "window.refused = []; addEventListener('securitypolicyviolation', e => refused.push(e.effectiveDirective));"
@@ -272,6 +272,17 @@ def test_it_fits_two_widths_and_is_legible_in_both_modes(opened, tmp_path):
         )
         assert box[0] >= 0 and box[1] <= width and box[2] <= 800
         opened.press("Escape")
+
+
+def test_neighbours_of_known_classes_say_nothing_of_a_query_of_none(browser, evaluated, tmp_path):
+    vectors, records = evaluated[0].queries.embeddings, evaluated[0].queries.records
+    items = [page.Item(record.path, record.box, LABELS[record.identity]) for record in records]
+    options = dict(title="Search", vectors=(vectors, vectors))
+    page.write(tmp_path / "p.html", [items[0]._replace(label=None)], items, [[1, 2]], [[0.1, 0.2]], **options)
+    browser.open(tmp_path / "p.html")
+    assert browser.texts("#count") == ["1 of 1 queries"] and "wrong" not in browser.texts("#legend")[0]
+    assert browser.run("return document.getElementById('filters').hidden")
+    assert LABELS[1] in browser.texts(".tile:nth-child(2)")[0] and not browser.texts(".mark")
 
 
 def test_without_classes_there_are_no_marks_and_with_links_the_files_are_shown(browser, evaluated, tmp_path):

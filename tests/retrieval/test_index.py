@@ -1,5 +1,6 @@
 """The index as files: what is kept after an interruption, at any byte and between any two steps."""
 
+import errno
 import json
 import os
 import shutil
@@ -54,7 +55,7 @@ def expected(pictures):
 
 
 def test_what_is_published_is_what_was_added(tmp_path):
-    assert described(tmp_path / "i", PICTURES).publish(PICTURES, "/photos") == 4
+    assert described(tmp_path / "i", PICTURES).publish(PICTURES, "/photos") == (4, 0)
     assert published(tmp_path / "i") == expected(PICTURES)
     assert [picture for picture in index.read(tmp_path / "i")[1]] == PICTURES  # in the order that was given
     names = sorted(path.name for path in (tmp_path / "i").iterdir())
@@ -66,7 +67,7 @@ def test_changed_pictures_are_missing_and_deleted_ones_dropped(tmp_path):
     changed = PICTURES[0]._replace(size=11)
     now = [changed, PICTURES[1], PICTURES[2]._replace(label="of another class")]
     assert index.Index(tmp_path / "i", FACTS).missing(now) == [changed]
-    described(tmp_path / "i", now).publish(now, "/photos")
+    assert described(tmp_path / "i", now).publish(now, "/photos") == (3, 1)
     assert published(tmp_path / "i") == expected(now)
 
 
@@ -105,7 +106,21 @@ def test_zeros_after_a_power_failure_are_not_taken_for_vectors(tmp_path):
     with open(str(tmp_path / "i" / index.PARTS / "1-of-1.f"), "rb+") as file:
         file.seek(24)
         file.write(bytes(24))
-    assert index.Index(tmp_path / "i", FACTS).missing(PICTURES) == PICTURES[2:]
+    assert index.Index(tmp_path / "i", FACTS).missing(PICTURES) == PICTURES[1:]  # the second could end in zeros, too
+    described(tmp_path / "i", PICTURES).publish(PICTURES, "/photos")
+    assert published(tmp_path / "i") == expected(PICTURES)
+
+
+def test_zeros_that_begin_within_a_vector_or_end_before_the_last_line(tmp_path):
+    described(tmp_path / "i", PICTURES)
+    part = tmp_path / "i" / index.PARTS / "1-of-1"
+    with open(f"{part}.f", "rb+") as file:
+        file.seek(20)
+        file.write(bytes(28))
+    described(tmp_path / "i", PICTURES)
+    lines = part.with_suffix(".jsonl").read_bytes().splitlines(keepends=True)
+    lines[2] = bytes(len(lines[2]) - 1) + b"\n"
+    part.with_suffix(".jsonl").write_bytes(b"".join(lines))
     described(tmp_path / "i", PICTURES).publish(PICTURES, "/photos")
     assert published(tmp_path / "i") == expected(PICTURES)
 
@@ -163,6 +178,56 @@ def test_two_processes_do_not_write_the_same(tmp_path):
     with pytest.raises(InputError, match="another process is writing"):
         second.publish(PICTURES, "/photos")
     part.close()
+
+
+def test_an_index_that_is_published_while_another_process_opens_it(tmp_path, monkeypatch):
+    """The other one waits for nothing, and finds its folder for parts."""
+    described(tmp_path / "i", PICTURES[:2]).publish(PICTURES[:2], "/photos")
+    first, real = described(tmp_path / "i", PICTURES[:3]), index._lock
+
+    def lock(*arguments):
+        monkeypatch.setattr(index, "_lock", real)
+        first.publish(PICTURES[:3], "/photos")
+        return real(*arguments)
+
+    monkeypatch.setattr(index, "_lock", lock)
+    described(tmp_path / "i", PICTURES).publish(PICTURES, "/photos")
+    assert published(tmp_path / "i") == expected(PICTURES)
+
+
+def test_a_move_that_another_process_has_ended_is_not_repeated(tmp_path):
+    """A process may be killed while it writes .new, after this one has seen a move to end in it."""
+    described(tmp_path / "i", PICTURES[:2]).publish(PICTURES[:2], "/photos")
+    current = index.Index(tmp_path / "i", FACTS)
+    (tmp_path / "i" / index.NEW).mkdir()
+    (tmp_path / "i" / index.NEW / index.VECTORS).write_bytes(b"incomplete")
+    current._move()
+    assert published(tmp_path / "i") == expected(PICTURES[:2])
+
+
+def test_files_that_are_replaced_while_they_are_read_are_not_mixed(tmp_path, monkeypatch):
+    described(tmp_path / "i", PICTURES[:2]).publish(PICTURES[:2], "/photos")
+    real, current = index.Items, described(tmp_path / "i", PICTURES[2:])
+
+    def items(file):
+        found = real(file)
+        monkeypatch.setattr(index, "Items", real)
+        current.publish(PICTURES[2:], "/photos")
+        return found
+
+    monkeypatch.setattr(index, "Items", items)
+    with pytest.raises(InputError, match="not of one time"):
+        index.read(tmp_path / "i")
+    assert published(tmp_path / "i") == expected(PICTURES[2:])
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def flock(file, kind):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(index.fcntl, "flock", flock)
+    with pytest.raises(InputError, match="its file system has no flock"):
+        index.Index(tmp_path / "i", FACTS)
 
 
 @pytest.mark.parametrize(

@@ -265,6 +265,39 @@ def test_the_command_leaves_out_what_descriptors_share(saved, tmp_path, here):
         assert len([line for line in result.stderr.splitlines() if line.startswith("error")]) == 1
 
 
+def test_the_command_compares_a_query_with_its_neighbours_in_an_index(saved, tmp_path, here):
+    """As the same command does with their paths, boxes and mean; in another order than that of the index."""
+    prefix, paths = saved().prefix, write(tmp_path, 6)
+    (tmp_path / "list.txt").write_text("image_id class_id path\n" + "".join(f"{n} 0 {n}.png\n" for n in range(1, 6)))
+    (tmp_path / "boxes.txt").write_text("".join(f"{n} {n} 1 {20 - n} 12\n" for n in range(1, 6)))
+    words = [tmp_path / "list.txt", "--bbox-txt", tmp_path / "boxes.txt", "-o", tmp_path / "i", "--gpu", -1]
+    assert here("-m", "cgd.describe", prefix, *words, "--num-workers", 0).returncode == 0
+    vectors, own = (
+        np.load(str(tmp_path / "i" / "vectors.npy")),
+        own_embeddings(checkpoints.Checkpoint(prefix), pictures(1)),
+    )
+    nearest = 1 + np.argsort(-(vectors @ own[0]))[:3]
+    words = ["-m", "cgd.explain", prefix, "-o", tmp_path / "maps.png"]
+    asked = ["--index", tmp_path / "i", "--query", paths[0], "-k", 3]
+    result = here(*words, *asked)
+    assert result.returncode == 0, result.stderr
+    boxes = ["0,0,24,16", *(f"{n},1,{20 - n},12" for n in nearest)]
+    same = [paths[0], *(paths[n] for n in nearest), "--common", tmp_path / "i" / "vectors.npy"]
+    assert here(*words, *same, *(word for box in boxes for word in ("--box", box))).stdout == result.stdout
+    similarities = [float(number) for number in re.findall(r": similarity ([-.\d]+)", result.stdout)]
+    np.testing.assert_allclose(similarities, vectors[nearest - 1] @ own[0], atol=1e-4)
+    facts = (tmp_path / "i" / "index.json").read_text()
+    (tmp_path / "i" / "index.json").write_text(re.sub('"checksum": "..', '"checksum": "', facts))
+    for wrong, told in (
+        (asked, "net: is not the network that described"),
+        (asked[2:], "--query and --index: expected both or neither"),
+        ([*asked, paths[1]], "expected two or more images, or --query A --index INDEX"),
+        ([paths[1]], "expected two or more images, or --query A --index INDEX"),
+    ):
+        result = here(*words, *wrong)
+        assert result.returncode == 2 and told in result.stderr
+
+
 @pytest.mark.parametrize(
     "words, told",
     [

@@ -59,6 +59,18 @@ def test_measures_are_those_of_the_definitions(with_gallery, ties, pairs, monkey
     assert np.array_equal(hits, found["precision@1"] == 1)
 
 
+def test_ranks_beyond_the_last_item_cost_nothing(monkeypatch):
+    x, labels = np.arange(6.0)[:, None], np.array([0, 0, 0, 1, 1, 1])
+    calls = []
+    monkeypatch.setattr(
+        metrics, "nearest", lambda *words, **more: calls.append(words[1]) or recall.nearest(*words, **more)
+    )
+    found = metrics.measure(("precision@999999", "map@r"), x, labels)
+    assert calls == [6] and found["precision@999999"] == pytest.approx(2 / 999999)
+    alone = metrics.measure(("precision@3", "map@r"), x[:1], labels[:1])
+    assert [values.tolist() for values in alone.values()] == [[0], [0]]
+
+
 def test_a_case_by_hand():
     """One query's neighbours: right, wrong, right, and R = 3 with the one that is far: MAP@R = (1 + 2/3) / 3."""
     x = np.array([[0.0], [1.0], [2.0], [3.0], [9.0], [50.0], [60.0]])

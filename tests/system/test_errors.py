@@ -1,6 +1,7 @@
 """How commands end: the exit code, what is printed, what is left behind."""
 
 import fcntl
+import io
 import json
 import os
 import re
@@ -27,6 +28,14 @@ def ended(body, **more):
     return subprocess.run(
         words, cwd=str(ROOT), stderr=subprocess.PIPE, text=True, timeout=60, preexec_fn=heed_stops, **more
     )
+
+
+def test_names_of_files_that_are_not_text_can_be_printed(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "utf-8", "strict"))
+    errors._prepare_streams()
+    print(os.fsdecode(b"caf\xe9"), "\u00e9", flush=True)
+    assert written.getvalue() == "caf\\udce9 \u00e9\n".encode()
 
 
 @pytest.mark.parametrize(
