@@ -5,7 +5,7 @@ import sys
 from collections import namedtuple
 from pathlib import Path
 
-from cgd.data.annotations import inside, must_be_file, read_boxes, read_list
+from cgd.data.annotations import inside, read_boxes, read_list
 from cgd.data.datasets import EXTENSIONS
 from cgd.system.errors import InputError
 
@@ -35,7 +35,8 @@ def find(source, data_dir=None, bbox_txt=None, class_folders=False):
             raise InputError(f"{source}: is a folder; --data-dir and --bbox-txt are for lists")
         root, rows = source, _in_folder(source)
     else:
-        must_be_file(source)
+        if not source.is_file():
+            raise InputError(f"{source}: no such file; expected a folder of pictures, or a list of them")
         root = Path(data_dir or source.parent)
         rows = _in_list(source, root, bbox_txt)
     root, found = os.path.abspath(str(root)), {}
@@ -46,7 +47,8 @@ def find(source, data_dir=None, bbox_txt=None, class_folders=False):
         except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
             reason = getattr(error, "strerror", None) or error
             if not source.is_dir():
-                raise InputError(f"{source}: lists {place!r}: {reason}")
+                hint = "paths in a list are relative to its folder, or to --data-dir"
+                raise InputError(f"{source}: lists {place!r}: {reason}; {hint}")
             print(f"skipped: {place}: {reason}", file=sys.stderr)  # such as a link to nowhere
             continue
         label = os.path.basename(os.path.dirname(place)) if class_folders else label

@@ -28,6 +28,9 @@ function fileOf(id) {
   return pictures[id].name.startsWith(folder) ? pictures[id].name.slice(folder.length) : pictures[id].name;
 }
 
+/** The file and the folder that it lies in: the end of a path, for where all of it has no place. */
+const endOf = name => name.split("/").slice(-2).join("/");
+
 /** A long name, which may be broken into lines behind each _ and /. */
 function breakable(name) {
   const node = element("span", { className: "name" });
@@ -66,14 +69,14 @@ function isRight(row, place) {
   return a < 0 || b < 0 ? null : a === b;
 }
 
-const judged = data.rows.some(row => isRight(row, 0) !== null); // whether any query's class is known
 const isWrong = row => isRight(row, 0) === false;
+const judged = data.rows.some(row => isRight(row, 0) !== null); // whether the classes of queries are known
 const rankOf = (row, place) => (place < data.k ? place + 1 : row.positive[1]);
 
 /** What is said of a pair, as a text for those who do not see it. */
 function verdict(row, place) {
   const right = isRight(row, place);
-  const said = [`neighbour ${rankOf(row, place)}`, `distance ${row.distances[place].toPrecision(3)}`];
+  const said = [`neighbour ${rankOf(row, place)}`, `distance ${short(row.distances[place])}`];
   if (right !== null) said.push(right ? "same class" : "another class");
   return said.join(", ");
 }
@@ -85,7 +88,8 @@ function mark(right) {
   return element("span", { className: "mark " + name, "aria-hidden": "true" }, sign);
 }
 
-const caption = id => breakable(labelOf(id) || fileOf(id));
+const caption = id => breakable(labelOf(id) || endOf(fileOf(id)));
+const short = distance => (distance ? distance.toPrecision(3) : "0");
 
 function queryTile(row) {
   const label = "query: " + describe(row.query);
@@ -99,7 +103,7 @@ function itemTile(row, place) {
   const far = place >= data.k;
   const className = ["tile", right === null ? "" : right ? "right" : "wrong", far ? "far" : ""].join(" ");
   const label = `${verdict(row, place)}: ${describe(id)}`;
-  const first = element("span", { className: "line" }, mark(right), " ", row.distances[place].toPrecision(3));
+  const first = element("span", { className: "line" }, mark(right), " ", short(row.distances[place]));
   if (far) first.append(` #${row.positive[1]}`);
   const named = { type: "button", className, "aria-label": label, title: describe(id) };
   return element("button", named, square(id), first, caption(id));
@@ -110,7 +114,8 @@ function heading(row) {
   const parts = [mark(right), " ", element("b", {}, labelOf(row.query)), " ", breakable(fileOf(row.query))];
   if (right === false) {
     const found = row.positive;
-    parts.push(found ? `; nearest of its class: rank ${found[1]}` : "; no other picture of its class");
+    if (found) parts.push(`; nearest of its class: rank ${found[1]}`);
+    else if (data.ranked) parts.push("; no other picture of its class");
   }
   return element("h3", {}, ...parts);
 }
@@ -151,7 +156,8 @@ function refresh() {
     button.setAttribute("aria-pressed", String(button.pair === pair));
   const wrong = shown.filter(isWrong).length;
   const said = judged ? `; the first neighbour of ${wrong} is wrong` : "";
-  byId("count").textContent = `${shown.length} of ${data.rows.length} queries${said}`;
+  const part = judged ? `${shown.length} of ` : ""; // else there are no filters
+  byId("count").textContent = `${part}${data.rows.length} ${data.rows.length > 1 ? "queries" : "query"}${said}`;
   byId("rows").replaceChildren();
   more();
   const tile = byId("rows").querySelector(".tile");
@@ -244,7 +250,7 @@ function openPair(row, place) {
   const right = isRight(row, place);
   byId("verdict").replaceChildren(mark(right), " ", verdict(row, place));
   const figure = (title, id) =>
-    element("figure", {}, square(id), element("figcaption", {}, element("b", {}, title), " ", describe(id)));
+    element("figure", {}, square(id), element("figcaption", {}, element("b", {}, title), " ", breakable(describe(id))));
   byId("large").replaceChildren(figure("query", row.query), figure("neighbour", row.items[place]));
   byId("previous").disabled = place === 0;
   byId("next").disabled = place === row.items.length - 1;
@@ -314,7 +320,8 @@ function overlay([, , ...maps]) {
     frame.append(canvas);
   });
   byId("scale").textContent =
-    `Orange adds to the similarity, blue takes from it; the strongest place is ${strongest.toPrecision(2)}.`;
+    `Orange places add to the similarity, blue ones take from it; the strongest has ${strongest.toPrecision(2)}. ` +
+    "It is the cosine without what all pictures share, so that it is less than the distance tells.";
   fade();
 }
 
@@ -487,6 +494,8 @@ function start() {
       return element("li", {}, button);
     })
   );
+  const aside = document.querySelector("aside");
+  aside.hidden = ![...aside.children].some(part => !part.hidden);
   refresh();
 }
 

@@ -37,7 +37,7 @@ Positive = namedtuple("Positive", "item rank distance")
 Confusion = namedtuple("Confusion", "a b wrong queries")
 
 # What the places of two pictures add to their similarity, which may be negative.
-# name : str, such as "all" or "S" · value : float, the similarity
+# name : str, such as "all" or "S" · value : float, the similarity, without what all pictures share
 # query, neighbour : 2-D float arrays, one number per place of the feature map, from top left
 SimilarityMap = namedtuple("SimilarityMap", "name value query neighbour")
 
@@ -69,7 +69,7 @@ def write(
     facts : list of (name, value), shown on top
     recalls : list of (name, float from 0 to 1), shown first
     note : str, which queries these are
-    positives : list of Positive or None, one for each query; shown where the nearest neighbour is wrong
+    positives : list of Positive, or None without one, for each query; shown where the nearest neighbour is wrong
     confused : list of Confusion
     vectors : (query vectors (Q, D), gallery vectors (M, D)) for a scatter plot by PCA; only rows of pictures on the
         page are read, so that they may be memory-mapped
@@ -117,6 +117,7 @@ def write(
             [name, label_numbers.get(item.label, -1), *view] for name, item, view in zip(_names(items), items, views)
         ],
         "k": neighbours.shape[1],
+        "ranked": positives is not None,
         "rows": rows,
         "confused": [
             [label_numbers[a], label_numbers[b], wrong, count]
