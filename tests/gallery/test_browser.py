@@ -280,7 +280,7 @@ def test_neighbours_of_known_classes_say_nothing_of_a_query_of_none(browser, eva
     options = dict(title="Search", vectors=(vectors, vectors))
     page.write(tmp_path / "p.html", [items[0]._replace(label=None)], items, [[1, 2]], [[0.1, 0.2]], **options)
     browser.open(tmp_path / "p.html")
-    assert browser.texts("#count") == ["1 of 1 queries"] and "wrong" not in browser.texts("#legend")[0]
+    assert browser.texts("#count") == ["1 query"] and "wrong" not in browser.texts("#legend")[0]
     assert browser.run("return document.getElementById('filters').hidden")
     assert LABELS[1] in browser.texts(".tile:nth-child(2)")[0] and not browser.texts(".mark")
 
