@@ -20,8 +20,8 @@ with classes resampled. To compare two checkpoints, use the same queries:
     python test.py --pretrained-model=A --results=A.json
     python test.py --pretrained-model=B --confidence=A.json
 
---html writes a page for the browser: queries with their nearest neighbours, the most confused classes and a scatter
-plot. It is one file, which holds thumbnails of the pictures and loads nothing.
+--html writes a page for the browser: queries with their nearest neighbours, the places that make them alike, the most
+confused classes and a scatter plot. It is one file, which holds thumbnails of the pictures and loads nothing.
 
 The training split is not needed. --train-txt is used for the table of classes and images only. --save-embeddings
 writes these arrays, with a row for each image of the test split and of its gallery; numpy.load reads them:
@@ -175,6 +175,7 @@ def main():
         maps = similarity_maps(checkpoint, ctx, size, result) if runtime["runtime"] == "mxnet" else None
         with environment.memory_for("give fewer --html-queries"):
             gallery_page.write(options.html, result, dataset, facts, shown, options.link_images, maps)
+        print(f"written: {options.html}", file=sys.stderr)
     pooled = {}
     for letter, vectors in others.items():
         with environment.memory_for(smaller):

@@ -87,7 +87,8 @@ def network_of(options, facts):
     except InputError as error:
         raise InputError(f"{error}; if the network was moved, give its new place by --pretrained-model")
     if any(facts[key] != value for key, value in index.facts_of(name, description).items() if key != "name"):
-        raise InputError(f"{name}: is not the network that described {options.index}; {index.AGAIN}")
+        hint = "give that one by --pretrained-model, or describe the pictures with this one into another folder"
+        raise InputError(f"{name}: is not the network that described {options.index}; {hint}")
     return name
 
 
@@ -173,9 +174,10 @@ def write_page(options, facts, items, vectors, queries, described, found, distan
         distances,
         title="Search",
         facts=shown,
-        vectors=(described, vectors),
+        vectors=(described, vectors) if len(queries) > 1 else None,  # a plot of one query and what it finds says little
         maps=similarity_maps(options, facts, vectors),
     )
+    print(f"written: {options.html}", file=sys.stderr)
 
 
 def similarity_maps(options, facts, vectors):
@@ -224,6 +226,9 @@ def main():
     else:
         queries, described = describe_queries(options, facts, find_queries(options.queries))
     found, distances = search(described, options.k, vectors, options.like)
+    if not os.path.isdir(facts["folder"]):
+        moved = "the pictures are no longer there; describe them again at their new place, which computes nothing anew"
+        print(f"note: {facts['folder']}: {moved}", file=sys.stderr)
     if options.html:
         write_page(options, facts, items, vectors, queries, described, found, distances)
     for query, row, far in zip(queries, found, distances):

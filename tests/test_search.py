@@ -275,6 +275,7 @@ def test_a_page_of_what_is_found(prefix, photos, describe, search, tmp_path):
     assert [names[item] for item in row["items"]] == [os.path.relpath(n["path"], str(photos)) for n in found]
     assert row["distances"] == pytest.approx([n["distance"] for n in found], abs=1e-5)
     assert [each[0] for each in row["maps"][0]] == ["all", "S", "M", "G"]
+    assert data["scatter"] is None  # with a single query
     os.rename(str(tmp_path / "i" / "index.json"), str(tmp_path / "old.json"))
     facts = json.loads((tmp_path / "old.json").read_text())
     (tmp_path / "i" / "index.json").write_text(json.dumps(dict(facts, name="/moved/net")))
@@ -315,6 +316,8 @@ def test_search_without_the_network_or_with_another(prefix, photos, describe, se
         file.write(b"x")
     wrong = search(tmp_path / "i", query, "--pretrained-model", tmp_path / "net", code=2)
     assert "is not the network that described" in wrong.stderr
+    shutil.move(str(photos), str(tmp_path / "moved"))
+    assert "describe them again at their new place" in search(tmp_path / "i", "--like", 0).stderr
 
 
 @pytest.mark.parametrize(
@@ -340,6 +343,7 @@ def test_bad_searches_are_one_line(photos, describe, search, tmp_path, words, me
     "words, message",
     [
         (["nowhere"], "nowhere: no such file"),
+        (["list.txt"], "gone.png, of LIST: No such file or directory; paths in a list are relative to its folder"),
         (["photos", "--shard", "0/2"], "expected I/N with I from 1 to N"),
         (["photos", "--bbox-txt", "b.txt"], "are for lists"),
         (["photos/thin", "-o", "photos"], "is no index, and not empty"),
@@ -347,6 +351,7 @@ def test_bad_searches_are_one_line(photos, describe, search, tmp_path, words, me
     ],
 )
 def test_bad_descriptions_are_one_line(photos, describe, tmp_path, words, message):
-    words = [str(tmp_path / word) if str(word).startswith(("photos", "nowhere")) else word for word in words]
+    (tmp_path / "list.txt").write_text("gone.png\n")
+    words = [str(tmp_path / word) if word.startswith(("photos", "nowhere", "list")) else word for word in words]
     result = describe(*words, *([] if "-o" in words else ["-o", tmp_path / "i"]), code=2)
-    assert message in result.stderr.strip().splitlines()[-1]
+    assert message.replace("LIST", str(tmp_path / "list.txt")) in result.stderr.strip().splitlines()[-1]

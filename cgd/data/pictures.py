@@ -5,7 +5,7 @@ import sys
 from collections import namedtuple
 from pathlib import Path
 
-from cgd.data.annotations import inside, must_be_file, read_boxes, read_list
+from cgd.data.annotations import inside, read_boxes, read_list
 from cgd.data.datasets import EXTENSIONS
 from cgd.system.errors import InputError
 
@@ -33,7 +33,8 @@ def find(source, data_dir=None, bbox_txt=None, class_folders=False):
             raise InputError(f"{source}: is a folder; --data-dir and --bbox-txt are for lists")
         root, rows = source, _in_folder(source)
     else:
-        must_be_file(source)
+        if not source.is_file():
+            raise InputError(f"{source}: no such file; expected a folder of pictures, or a list of them")
         root = Path(data_dir or source.parent)
         rows = _in_list(source, root, bbox_txt)
     root = Path(os.path.abspath(root))
@@ -43,7 +44,8 @@ def find(source, data_dir=None, bbox_txt=None, class_folders=False):
             status = (root / path).stat()
         except OSError as error:
             if not source.is_dir():
-                raise InputError(f"{root / path}: {error.strerror}")
+                hint = "paths in a list are relative to its folder, or to --data-dir"
+                raise InputError(f"{root / path}, of {source}: {error.strerror}; {hint}")
             print(f"skipped: {root / path}: {error.strerror}", file=sys.stderr)  # such as a link to nowhere
             continue
         label = (root / path).parent.name if class_folders else label

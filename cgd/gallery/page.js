@@ -28,6 +28,9 @@ function fileOf(id) {
   return pictures[id].name.startsWith(folder) ? pictures[id].name.slice(folder.length) : pictures[id].name;
 }
 
+/** The file and the folder that it lies in: the end of a path, for where all of it has no place. */
+const endOf = name => name.split("/").slice(-2).join("/");
+
 /** A long name, which may be broken into lines behind each _ and /. */
 function breakable(name) {
   const node = element("span", { className: "name" });
@@ -72,7 +75,7 @@ const rankOf = (row, place) => (place < data.k ? place + 1 : row.positive[1]);
 /** What is said of a pair, as a text for those who do not see it. */
 function verdict(row, place) {
   const right = isRight(row, place);
-  const said = [`neighbour ${rankOf(row, place)}`, `distance ${row.distances[place].toPrecision(3)}`];
+  const said = [`neighbour ${rankOf(row, place)}`, `distance ${short(row.distances[place])}`];
   if (right !== null) said.push(right ? "same class" : "another class");
   return said.join(", ");
 }
@@ -84,7 +87,8 @@ function mark(right) {
   return element("span", { className: "mark " + name, "aria-hidden": "true" }, sign);
 }
 
-const caption = id => breakable(labelOf(id) || fileOf(id));
+const caption = id => breakable(labelOf(id) || endOf(fileOf(id)));
+const short = distance => (distance ? distance.toPrecision(3) : "0");
 
 function queryTile(row) {
   const label = "query: " + describe(row.query);
@@ -98,7 +102,7 @@ function itemTile(row, place) {
   const far = place >= data.k;
   const className = ["tile", right === null ? "" : right ? "right" : "wrong", far ? "far" : ""].join(" ");
   const label = `${verdict(row, place)}: ${describe(id)}`;
-  const first = element("span", { className: "line" }, mark(right), " ", row.distances[place].toPrecision(3));
+  const first = element("span", { className: "line" }, mark(right), " ", short(row.distances[place]));
   if (far) first.append(` #${row.positive[1]}`);
   const named = { type: "button", className, "aria-label": label, title: describe(id) };
   return element("button", named, square(id), first, caption(id));
@@ -150,7 +154,8 @@ function refresh() {
     button.setAttribute("aria-pressed", String(button.pair === pair));
   const wrong = shown.filter(isWrong).length;
   const said = data.labels.length ? `; the first neighbour of ${wrong} is wrong` : "";
-  byId("count").textContent = `${shown.length} of ${data.rows.length} queries${said}`;
+  const count = data.rows.length > 1 ? `${shown.length} of ${data.rows.length} queries` : "1 query";
+  byId("count").textContent = count + said;
   byId("rows").replaceChildren();
   more();
   const tile = byId("rows").querySelector(".tile");
@@ -243,7 +248,7 @@ function openPair(row, place) {
   const right = isRight(row, place);
   byId("verdict").replaceChildren(mark(right), " ", verdict(row, place));
   const figure = (title, id) =>
-    element("figure", {}, square(id), element("figcaption", {}, element("b", {}, title), " ", describe(id)));
+    element("figure", {}, square(id), element("figcaption", {}, element("b", {}, title), " ", breakable(describe(id))));
   byId("large").replaceChildren(figure("query", row.query), figure("neighbour", row.items[place]));
   byId("previous").disabled = place === 0;
   byId("next").disabled = place === row.items.length - 1;
@@ -313,7 +318,8 @@ function overlay([, , ...maps]) {
     frame.append(canvas);
   });
   byId("scale").textContent =
-    `Orange adds to the similarity, blue takes from it; the strongest place is ${strongest.toPrecision(2)}.`;
+    `Orange places add to the similarity, blue ones take from it; the strongest has ${strongest.toPrecision(2)}. ` +
+    "It is the cosine without what all pictures share, so that it is less than the distance tells.";
   fade();
 }
 
@@ -486,6 +492,8 @@ function start() {
       return element("li", {}, button);
     })
   );
+  const aside = document.querySelector("aside");
+  aside.hidden = ![...aside.children].some(part => !part.hidden);
   refresh();
 }
 

@@ -36,7 +36,7 @@ Positive = namedtuple("Positive", "item rank distance")
 Confusion = namedtuple("Confusion", "a b wrong queries")
 
 # What the places of two pictures add to their similarity, which may be negative.
-# name : str, such as "all" or "S" · value : float, the similarity
+# name : str, such as "all" or "S" · value : float, the similarity, without what all pictures share
 # query, neighbour : 2-D float arrays, one number per place of the feature map, from top left
 SimilarityMap = namedtuple("SimilarityMap", "name value query neighbour")
 

@@ -285,7 +285,8 @@ def test_without_classes_there_are_no_marks_and_with_links_the_files_are_shown(b
     browser.open(file)
     assert not browser.run("return document.querySelectorAll('.mark, .tile.right, .tile.wrong').length")
     hidden = "return ['filters', 'confused'].every(id => document.getElementById(id).hidden)"
-    assert browser.run(hidden) and browser.texts("#count") == ["1 of 1 queries"]
+    assert browser.run(hidden) and browser.texts("#count") == ["1 query"]
+    assert browser.run("return endOf('a/b/c.png')") == "b/c.png"
     wait_until(lambda: browser.run("return [...document.images].every(i => i.complete)"))
     sizes = browser.run(
         "return [...document.images].map(i => [i.naturalWidth, i.naturalHeight, i.getBoundingClientRect().width /"
@@ -297,4 +298,8 @@ def test_without_classes_there_are_no_marks_and_with_links_the_files_are_shown(b
     assert not browser.run(
         "const id = i => document.getElementById(i); return !id('controls').hidden || !id('unmapped').hidden"
     )
+    page.write(file, items[:1], items, [[1, 2, 3]], [[0.0, 0.2, 0.3]], title="Search")
+    browser.open(file)
+    assert browser.run("return document.querySelector('main').getBoundingClientRect().width") > 1200
+    assert browser.texts(".tile:nth-child(2) .line") == [" 0"]
     assert browser.console() == []
