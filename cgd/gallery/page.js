@@ -113,7 +113,8 @@ function heading(row) {
   const parts = [mark(right), " ", element("b", {}, labelOf(row.query)), " ", breakable(fileOf(row.query))];
   if (right === false) {
     const found = row.positive;
-    parts.push(found ? `; nearest of its class: rank ${found[1]}` : "; no other picture of its class");
+    if (found) parts.push(`; nearest of its class: rank ${found[1]}`);
+    else if (data.ranked) parts.push("; no other picture of its class");
   }
   return element("h3", {}, ...parts);
 }
@@ -154,8 +155,8 @@ function refresh() {
     button.setAttribute("aria-pressed", String(button.pair === pair));
   const wrong = shown.filter(isWrong).length;
   const said = data.labels.length ? `; the first neighbour of ${wrong} is wrong` : "";
-  const count = data.rows.length > 1 ? `${shown.length} of ${data.rows.length} queries` : "1 query";
-  byId("count").textContent = count + said;
+  const part = data.labels.length ? `${shown.length} of ` : ""; // without classes there are no filters
+  byId("count").textContent = `${part}${data.rows.length} ${data.rows.length > 1 ? "queries" : "query"}${said}`;
   byId("rows").replaceChildren();
   more();
   const tile = byId("rows").querySelector(".tile");

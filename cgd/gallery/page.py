@@ -68,7 +68,7 @@ def write(
     facts : list of (name, value), shown on top
     recalls : list of (name, float from 0 to 1), shown first
     note : str, which queries these are
-    positives : list of Positive or None, one for each query; shown where the nearest neighbour is wrong
+    positives : list of Positive, or None without one, for each query; shown where the nearest neighbour is wrong
     confused : list of Confusion
     vectors : (query vectors (Q, D), gallery vectors (M, D)) for a scatter plot by PCA; only rows of pictures on the
         page are read, so that they may be memory-mapped
@@ -116,6 +116,7 @@ def write(
             [name, label_numbers.get(item.label, -1), *view] for name, item, view in zip(_names(items), items, views)
         ],
         "k": neighbours.shape[1],
+        "ranked": positives is not None,
         "rows": rows,
         "confused": [
             [label_numbers[a], label_numbers[b], wrong, count]
