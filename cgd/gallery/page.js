@@ -70,6 +70,7 @@ function isRight(row, place) {
 }
 
 const isWrong = row => isRight(row, 0) === false;
+const judged = data.rows.some(row => isRight(row, 0) !== null); // whether the classes of queries are known
 const rankOf = (row, place) => (place < data.k ? place + 1 : row.positive[1]);
 
 /** What is said of a pair, as a text for those who do not see it. */
@@ -154,8 +155,8 @@ function refresh() {
   for (const button of byId("confused").querySelectorAll("button"))
     button.setAttribute("aria-pressed", String(button.pair === pair));
   const wrong = shown.filter(isWrong).length;
-  const said = data.labels.length ? `; the first neighbour of ${wrong} is wrong` : "";
-  const part = data.labels.length ? `${shown.length} of ` : ""; // without classes there are no filters
+  const said = judged ? `; the first neighbour of ${wrong} is wrong` : "";
+  const part = judged ? `${shown.length} of ` : ""; // else there are no filters
   byId("count").textContent = `${part}${data.rows.length} ${data.rows.length > 1 ? "queries" : "query"}${said}`;
   byId("rows").replaceChildren();
   more();
@@ -461,7 +462,7 @@ function start() {
   document.title = byId("title").textContent = data.title;
   definitions(byId("recalls"), data.recalls.map(([name, value]) => [name, value.toFixed(4)]));
   definitions(byId("facts"), data.note ? [...data.facts, ["shown", data.note]] : data.facts);
-  byId("filters").hidden = !data.rows.some(row => isRight(row, 0) !== null);
+  byId("filters").hidden = !judged;
   const counts = new Map();
   for (const row of data.rows) counts.set(pictures[row.query].label, (counts.get(pictures[row.query].label) || 0) + 1);
   data.labels.forEach((label, index) => {
@@ -476,7 +477,7 @@ function start() {
   if (data.scatter) {
     const [x, y] = data.scatter.explained.map(share => (100 * share).toFixed(0) + " %");
     canvas.setAttribute("aria-label", "Scatter plot of the descriptors. Arrow keys move, Enter shows the row.");
-    const kinds = data.labels.length ? "\u25cf query, right \u2717 query, wrong \u00b7 other picture" : "\u25cf query \u00b7 other picture";
+    const kinds = judged ? "\u25cf query, right \u2717 query, wrong \u00b7 other picture" : "\u25cf query \u00b7 other picture";
     byId("legend").textContent = `${kinds}. Axes: ${x} and ${y} of the variance.`;
   }
   byId("confused").querySelector("ol").append(

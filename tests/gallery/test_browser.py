@@ -303,6 +303,9 @@ def test_without_classes_there_are_no_marks_and_with_links_the_files_are_shown(b
     assert browser.run("return document.querySelector('main').getBoundingClientRect().width") > 1200
     assert browser.texts(".tile:nth-child(2) .line") == [" 0"]
     items = [item._replace(label=str(number % 3)) for number, item in enumerate(items)]
+    page.write(file, [items[0]._replace(label=None)], items, [[1, 2, 3]], [[0.1, 0.2, 0.3]], title="Search")
+    browser.open(file)
+    assert browser.texts("#count") == ["1 query"] and browser.run(hidden)
     for positives, said in ((None, False), ([None], True)):  # without ranks it is not known whether there is another
         page.write(file, items[:1], items, [[1, 2, 4]], [[0.0, 0.2, 0.3]], title="Search", positives=positives)
         browser.open(file)
