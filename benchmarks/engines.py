@@ -7,7 +7,7 @@ Pictures of the index are the queries, each searched among all the others. The e
 faiss, exact (IndexFlatIP) and compressed (IVF-PQ: clusters, and a byte for each 16 values); and Qdrant, exact, within
 this process. Its client has the same methods for a server, which keeps its own index of graphs.
 
-pip install faiss-cpu qdrant-client
+pip install faiss-cpu qdrant-client 'numpy<2'
 """
 
 import argparse

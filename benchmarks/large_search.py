@@ -6,7 +6,7 @@ Random vectors of length 1, in a temporary file: 6.1 GB by default. Each program
 other, and searches three times; the fastest counts. "MiB of its own" leaves out pages of the file, which the system
 takes back when it needs them.
 
-pip install faiss-cpu
+pip install faiss-cpu 'numpy<2'
 """
 
 import argparse
