@@ -23,7 +23,7 @@ test-long: .venv/ready-for-tests lint
 test-peers: .venv/ready-for-tests
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps gluoncv
-	.venv/bin/python -m pytest tests/network/test_peers.py tests/network/test_onnx_*.py
+	.venv/bin/python -m pytest tests/network/test_peers.py tests/network/test_onnx_*.py tests/test_search.py
 
 lint: .venv/ready-for-tests
 	.venv/bin/ruff check .

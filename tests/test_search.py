@@ -330,6 +330,20 @@ def test_an_index_in_faiss_finds_the_same(photos, describe, search, tmp_path):
     )
 
 
+@pytest.mark.parametrize("engine, package", [("faiss_flat", "faiss"), ("qdrant", "qdrant_client")])
+def test_other_engines_find_the_same(engine, package, monkeypatch):
+    pytest.importorskip(package, reason=f"no {package} here: make test-peers installs it")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import engines
+
+    vectors = np.random.RandomState(0).standard_normal((300, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    search, _ = getattr(engines, engine)(vectors)
+    found = engines.others(search(vectors[:20], 6), range(20), 5)
+    closeness = vectors[:20].astype(np.float64) @ vectors.T.astype(np.float64)
+    assert np.array_equal(found, np.argsort(-closeness, axis=1)[:, 1:6])
+
+
 def test_search_without_the_network_or_with_another(prefix, photos, describe, search, tmp_path):
     for ending in ("-symbol.json", "-0000.params", ".json"):
         shutil.copy(f"{prefix}{ending}", str(tmp_path / f"net{ending}"))
