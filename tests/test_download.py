@@ -382,10 +382,11 @@ def test_a_silent_connection_is_given_up(project):
 
 def test_a_redirect_is_followed(project):
     project.server.files["/elsewhere"] = CUB
-    project.server.answers["/CUB_200_2011.tgz"] = [status(302, Location="/elsewhere")]
+    project.server.answers["/CUB_200_2011.tgz"] = [status(302, Location="/elsewhere")] * 5
     project.good("cub200")
     assert cub_is_whole(project)
-    assert project.asked() == ["/CUB_200_2011.tgz", "/elsewhere"]
+    first, *others, last = project.asked()  # now and then wget asks for the first address once more
+    assert last == "/elsewhere" and {first, *others} == {"/CUB_200_2011.tgz"}
 
 
 WRONG = {
