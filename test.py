@@ -37,17 +37,13 @@ writes these arrays, with a row for each image of the test split and of its gall
 """
 
 import argparse
-import json
 import sys
-from pathlib import Path
 
-import numpy as np
-
-from cgd.data import datasets, flags
+from cgd.data import flags
 from cgd.gallery import page
 from cgd.network import descriptions
 from cgd.network.options import DTYPES
-from cgd.retrieval import metrics
+from cgd.retrieval import metrics, outputs
 from cgd.system import errors, files
 from cgd.system.errors import InputError
 
@@ -96,7 +92,7 @@ def arguments():
     for file in filter(None, (options.save_embeddings, options.results, options.html)):
         files.must_be_writable(file)
     if isinstance(options.confidence, str):
-        options.confidence = read_hits(options.confidence)
+        options.confidence = outputs.read_hits(options.confidence)
     return options
 
 
@@ -132,6 +128,8 @@ def main():
     dataset = flags.load_dataset(options, name, cropped=description["cropped"], need_training=False)
     cropped = dataset.test[0].box is not None
     warn_of_another_crop(cropped, options, description)
+    if isinstance(options.confidence, tuple) and not options.skip_unreadable:
+        outputs.check_same_queries(options.confidence, dataset.test)  # now, not after the evaluation
     size = image_size(options, description)
 
     # Not before: these import MXNet, which takes far longer than all the above.
@@ -161,13 +159,11 @@ def main():
         )
     )
     print(evaluation.report(dataset.ranks, result.recalls))
-    measured = more_measures(options.metrics, result)
+    measured = outputs.more_measures(options.metrics, result)
     for measure, value in measured.items():
         print(f"{measure}: {value:.4f}")
-    if options.confidence:
-        print_confidence(options.confidence, result)
     if options.save_embeddings:
-        save_embeddings(options.save_embeddings, result, dataset.classes)
+        outputs.save_embeddings(options.save_embeddings, result, dataset.classes)
     if options.html:
         facts = facts_of(options, result, dataset, size, cropped, dtype, runtime)
         shown = options.html_queries or page.MOST_QUERIES
@@ -181,45 +177,9 @@ def main():
             pooled[letter] = evaluate(vectors.graph(ctx, size, options.dtype), ctx).recalls
         print(f"pooled vector {letter}:\n{evaluation.report(dataset.ranks, pooled[letter])}")
     if options.results:
-        save_results(options, result, pooled, measured, dataset, cropped, dtype, runtime)
-
-
-def more_measures(names, result):
-    """{name: mean over the queries} of --metrics."""
-    gallery = (result.gallery.embeddings, result.gallery.identities) if result.gallery else ()
-    if not names:
-        return {}
-    values = metrics.measure(names, result.queries.embeddings, result.queries.identities, *gallery)
-    return {name: float(each.mean()) for name, each in values.items()}
-
-
-def read_hits(file):
-    """A file of --results as (its name, digest of the queries, (N,) bool whether each is a hit at 1)."""
-    try:
-        saved = json.loads(Path(file).read_text())
-        return file, saved["queries"], np.array(list(saved["hits_at_1"])) == "1"
-    except OSError as error:
-        raise InputError(f"--confidence {file}: {error.strerror}; expected a file of --results")
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"--confidence {file}: no file of this version's --results ({type(error).__name__}: {error})")
-
-
-def print_confidence(other, result):
-    """Prints the interval of R@1; and of its difference to `other`, from `read_hits`, if that is not True."""
-    hits, identities = result.nearer < 1, result.queries.identities
-    print("R@1: {:.4f}, 95 % from {:.4f} to {:.4f}".format(hits.mean(), *metrics.interval(hits, identities)))
-    if other is True:
-        return
-    file, queries, others = other
-    if queries != queries_digest(result) or len(others) != len(hits):
-        raise InputError(f"--confidence {file}: is of other queries; evaluate both checkpoints on the same images")
-    low, high = metrics.interval(hits, identities, others)
-    print(f"R@1 minus that of {file}: {hits.mean() - others.mean():+.4f}, 95 % from {low:+.4f} to {high:+.4f}")
-
-
-def queries_digest(result):
-    """SHA-1 of the queries' names and classes, which two evaluations of the same queries share, cropped or not."""
-    return datasets.digest([record._replace(box=None) for record in result.queries.records])
+        outputs.save_results(options, result, pooled, measured, dataset, cropped, dtype, runtime)
+    if options.confidence:
+        outputs.print_confidence(options.confidence, result)
 
 
 def similarity_maps(checkpoint, ctx, size, result, runtime):
@@ -236,25 +196,6 @@ def similarity_maps(checkpoint, ctx, size, result, runtime):
         return None
 
 
-def save_embeddings(file, result, classes):
-    """Writes the arrays that the top of this file lists."""
-    parts = [result.queries, result.gallery] if result.gallery else [result.queries]
-    records = [record for part in parts for record in part.records]
-    identities = np.concatenate([part.identities for part in parts])
-    with files.replacing(file) as part:
-        np.savez(
-            str(part),
-            embeddings=np.concatenate([part.embeddings for part in parts]),
-            identities=identities,
-            class_ids=np.array([classes[identity].id for identity in identities]),
-            class_names=np.array([classes[identity].name for identity in identities]),
-            gallery=np.arange(len(records)) >= len(result.queries.records),
-            image_ids=np.array([record.image_id for record in records]),
-            boxes=np.array([record.box or (0, 0, 0, 0) for record in records]),
-            paths=np.array([record.path for record in records]),
-        )
-
-
 def facts_of(options, result, dataset, size, cropped, dtype, runtime):
     """What the page of --html says of the evaluation: a list of (name, value)."""
     return [
@@ -268,28 +209,6 @@ def facts_of(options, result, dataset, size, cropped, dtype, runtime):
         ("precision", dtype),
         ("runtime", f"{runtime['runtime']}, {runtime['device']}"),
     ]
-
-
-def save_results(options, result, pooled, measured, dataset, cropped, dtype, runtime):
-    figures = {
-        "pretrained_model": options.pretrained_model,
-        "dataset": dataset.name,
-        "cropped": cropped,
-        "dtype": dtype,
-        "images": len(result.queries.records),
-        "gallery": len(result.gallery.records) if result.gallery else None,
-        "recall": dict(zip(map(str, dataset.ranks), result.recalls)),
-        "metrics": measured,
-        "pooled": {letter: dict(zip(map(str, dataset.ranks), recalls)) for letter, recalls in pooled.items()},
-        "images_per_second": result.images_per_second,
-        "search_seconds": result.search_seconds,
-        **runtime,
-        "queries": queries_digest(result),
-        "hits_at_1": "".join(map(str, (result.nearer < 1).astype(int))),
-        "classes": metrics.by_class(result.nearer < 1, result.queries.identities, dataset.classes),
-    }
-    with files.replacing(options.results) as part:
-        part.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

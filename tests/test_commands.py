@@ -155,6 +155,32 @@ def test_without_onnx_the_export_names_it(run, tmp_path, here, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
+def test_more_measures_and_a_comparison_with_other_results(run, small_demo, tmp_path, evaluate, here):
+    saved, results = tmp_path / "e.npz", tmp_path / "whole.json"
+    evaluate(run, small_demo, "--uncropped", "--num-workers", 0, "--results", results)
+    words = ["--metrics", "r-precision,precision@2", "--confidence", results, "--num-workers", 0]
+    result = evaluate(run, small_demo, *words, "--results", tmp_path / "cropped.json", "--save-embeddings", saved)
+    with np.load(str(saved)) as kept:
+        x = kept["embeddings"].astype(np.float64)
+        distances = np.linalg.norm(x[:, None] - x, axis=2) + 9 * np.eye(24)  # itself last
+        order = np.argsort(distances, axis=1)
+        right = kept["identities"][order] == kept["identities"][:, None]
+    assert f"r-precision: {right[:, :5].mean():.4f}\nprecision@2: {right[:, :2].mean():.4f}\n" in result.stdout
+    whole, cropped = (json.loads((tmp_path / name).read_text()) for name in ("whole.json", "cropped.json"))
+    assert cropped["hits_at_1"] == "".join(map(str, right[:, 0].astype(int)))
+    assert [entry["images"] for entry in cropped["classes"]] == [6] * 4
+    shares = [entry["R@1"] for entry in cropped["classes"]]
+    assert shares == sorted(shares) and np.mean(shares) == pytest.approx(right[:, 0].mean())
+    gain = cropped["recall"]["1"] - whole["recall"]["1"]
+    found = re.search(r"R@1 minus that of .*: (\S+), 95 % from (\S+) to (\S+)\n", result.stdout)
+    difference, low, high = map(float, found.groups())
+    assert difference == pytest.approx(gain, abs=1e-4) and low <= difference <= high
+    (tmp_path / "other.json").write_text(json.dumps(dict(whole, queries="of others")))
+    for name, message in (("other.json", "is of other queries"), ("e.npz", "no file of"), ("none", "No such file")):
+        wrong = here(*evaluation(run, small_demo, "--confidence", tmp_path / name))
+        assert wrong.returncode == 2 and message in wrong.stderr.splitlines()[-1] and "R@" not in wrong.stdout
+
+
 def test_embeddings_and_results_are_kept(run, small_demo, tmp_path, evaluate):
     result = evaluate(
         *[run, small_demo, "--save-embeddings", tmp_path / "e.npz", "--results", tmp_path / "r.json"],
