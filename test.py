@@ -62,10 +62,7 @@ def arguments():
         help_ = f"input {side} (default: the checkpoint's, 224 for the released one)"
         add(f"--image-{side}", type=flags.whole(1), metavar="N", help=help_)
     add = parser.add_argument_group("device").add_argument
-    help_ = "what runs the network (default: mxnet; onnx for FILE.onnx)"
-    add("--runtime", choices=("mxnet", "onnx"), help=help_)
-    add("--gpu", type=int, default=0, metavar="N", help="GPU number; -1 for the CPU (default: 0)")
-    add("--batch-size", type=flags.whole(1), default=32, metavar="N", help="images per step (default: 32)")
+    flags.add_device_flags(add)
     help_ = "precision of the convolutions on a CPU (default: float32); for int8 see python -m cgd.quantize --help"
     add("--dtype", choices=DTYPES, default="float32", help=help_)
     add = parser.add_argument_group("output").add_argument

@@ -31,7 +31,7 @@ from cgd.data import flags, pictures
 from cgd.network import descriptions
 from cgd.network.options import DTYPES
 from cgd.retrieval import index
-from cgd.system import errors, machine
+from cgd.system import errors
 
 
 def arguments():
@@ -47,7 +47,8 @@ def arguments():
     add("--bbox-txt", metavar="FILE", help="bounding boxes of the listed pictures, to which they are cropped")
     add("--class-folders", action="store_true", help="the name of a picture's folder is its class")
     add = parser.add_argument_group("device").add_argument
-    add_device_flags(add)
+    flags.add_device_flags(add)
+    flags.add_workers_flag(add)
     add("--dtype", choices=DTYPES, default="float32", help="precision on a CPU (default: float32)")
     add = parser.add_argument_group("index").add_argument
     help_ = "type of the stored descriptors: float16 takes half the space (default: float32)"
@@ -56,16 +57,6 @@ def arguments():
     options = parser.parse_args()
     options.runtime = descriptions.choose_runtime(options.prefix, options.runtime, options.dtype)
     return options
-
-
-def add_device_flags(add):
-    """Adds the flags that test.py has for what runs the network, but the precision."""
-    add("--runtime", choices=("mxnet", "onnx"), help="what runs the network (default: mxnet; onnx for FILE.onnx)")
-    add("--gpu", type=int, default=0, metavar="N", help="GPU number; -1 for the CPU (default: 0)")
-    add("--batch-size", type=flags.whole(1), default=32, metavar="N", help="pictures per step (default: 32)")
-    help_ = f"processes that decode pictures (default: one per core, at most {flags.MAX_WORKERS})"
-    workers = min(machine.usable_cores(), flags.MAX_WORKERS)
-    add("--num-workers", type=flags.whole(0), default=workers, metavar="N", help=help_)
 
 
 def shard(text):

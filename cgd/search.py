@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 
-from cgd import describe
 from cgd.data import flags, pictures
 from cgd.gallery import page
 from cgd.network import descriptions
@@ -53,7 +52,8 @@ def arguments():
     add = parser.add_argument_group("device").add_argument
     help_ = "the network that described the index (default: where it was then)"
     add("--pretrained-model", dest="prefix", metavar="PREFIX", help=help_)
-    describe.add_device_flags(add)
+    flags.add_device_flags(add)
+    flags.add_workers_flag(add)
     options = parser.parse_intermixed_args()  # flags may stand before the queries
     if sum(map(bool, (options.queries, options.like, options.export))) != 1:
         raise InputError("give what to search for: either pictures, or --like, or --export")

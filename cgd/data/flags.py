@@ -53,8 +53,21 @@ def add_data_flags(parser, default, crop_default="crop if there are boxes"):
     add("--recallk", type=ranks, metavar="K,K,...", help="the K of Recall@K (default: the data set's)")
     help_ = "skip up to N images that cannot be read (default: 0)"
     add("--skip-unreadable", type=whole(0), default=0, metavar="N", help=help_)
+    add_workers_flag(add)
+
+
+def add_workers_flag(add):
+    """Adds --num-workers. add : the add_argument of a parser or group"""
     help_ = f"processes that decode images; 0: the main process decodes (default: one per core, at most {MAX_WORKERS})"
     add("--num-workers", type=whole(0), default=min(machine.usable_cores(), MAX_WORKERS), metavar="N", help=help_)
+
+
+def add_device_flags(add):
+    """Adds the flags of what runs a network for evaluation, but its precision. add : as in `add_workers_flag`"""
+    help_ = "what runs the network (default: mxnet; onnx for FILE.onnx)"
+    add("--runtime", choices=("mxnet", "onnx"), help=help_)
+    add("--gpu", type=int, default=0, metavar="N", help="GPU number; -1 for the CPU (default: 0)")
+    add("--batch-size", type=whole(1), default=32, metavar="N", help="images per step (default: 32)")
 
 
 def load_dataset(options, name, cropped=True, need_training=True):

@@ -146,13 +146,13 @@ class Index:
         dropped = {path for path, *_ in self.rows}.difference(picture.path for picture in pictures)
         facts = dict(self.facts, folder=root, count=len(pictures))
         if self.published != facts or any(map(operator.ne, pictures, self.items)):
-            self._write(pictures, root)
+            self._write(pictures, facts)
         with _writing(self.folder):
             shutil.rmtree(str(self.folder / PARTS))
         self.lock.close()
         return len(pictures), len(dropped)
 
-    def _write(self, pictures, root):
+    def _write(self, pictures, facts):
         """Writes the three files into .new and moves them."""
         new = self.folder / NEW
         with _writing(self.folder):
@@ -166,7 +166,7 @@ class Index:
                 file.writelines(map(_line, pictures))
                 _to_disk(file)
             with files.replacing(new / FACTS) as part:
-                part.write_text(json.dumps(dict(self.facts, folder=root, count=len(pictures)), indent=1) + "\n")
+                part.write_text(json.dumps(facts, indent=1) + "\n")
             self._move()
 
     def _take(self, kind):
