@@ -40,6 +40,8 @@ def arguments(words):
     help_ = "list tables, rows, their data, and the time of each run: estimated, or measured if finished"
     add("--list", action="store_true", help=help_)
     add("--table", metavar="NAME,...", help="tables to run or list: {}, or all".format(", ".join(paper.TABLES)))
+    help_ = "run or list only these rows of the tables, by the names that --list shows"
+    add("--rows", type=lambda text: text.split(","), metavar="NAME,...", help=help_)
     add("--dataset", choices=list(datasets.SOURCES), help="default: cub200; for main: each of the paper's four")
     add(
         "--seeds",
@@ -88,6 +90,19 @@ def names_of(options):
     return names
 
 
+def rows_of(options, study, name):
+    """The rows of a table that --rows asks for."""
+    return [row for row in study.rows(paper.TABLES[name]) if not options.rows or row.name in options.rows]
+
+
+def check_rows(options, names):
+    """Raises InputError for a --rows that none of the tables has."""
+    known = [row.name for name in names for row in paper.TABLES[name].rows]
+    for name in options.rows or ():
+        if name not in known:
+            raise InputError(f"--rows {name!r}: expected some of {', '.join(dict.fromkeys(known))}")
+
+
 def studies_of(options, names):
     """[(study, names of its tables)]. Without a data set the main table covers the paper's four."""
     if options.name or options.dataset:
@@ -103,14 +118,14 @@ def studies_of(options, names):
 
 def jobs_of(options):
     """The requested runs, each once: all rows with seed 0, then all with seed 1."""
-    jobs = {}
-    for study, names in studies_of(options, names_of(options)):
+    jobs, requested = {}, names_of(options)
+    check_rows(options, requested)
+    for study, names in studies_of(options, requested):
         for seed in range(options.seeds):
             for name in names:
-                rows = study.rows(paper.TABLES[name])
-                if not rows and options.table != "all":
+                if not study.rows(paper.TABLES[name]) and options.table != "all":
                     raise InputError(f"--table {name}: compares crops, and {study.dataset} has no boxes")
-                for row in rows:
+                for row in rows_of(options, study, name):
                     job = with_weights(study.job(row, seed), options.weights)
                     check(job.recipe, name, row)
                     jobs[job.folder] = job
@@ -173,14 +188,16 @@ def show(options):
             measured[network] = rates.measure(recipe, device, micro_batch)
         return duration(measured[network].seconds(recipe, tested))
 
-    for study, names in studies_of(options, names_of(options)):
+    requested = names_of(options)
+    check_rows(options, requested)
+    for study, names in studies_of(options, requested):
         data, tested = data_of(study)
         micro_batch = study.options().micro_batch
         print(f"\n{study.folder}\n{data}")
         for name in names:
             table = paper.TABLES[name]
             print(f"\n--table {name:<15} {table.title}")
-            for row in study.rows(table):
+            for row in rows_of(options, study, name):
                 print(f"    {row.name:<26} {time_of(study.job(row, 0), tested, micro_batch)}", flush=True)
     print(f"\nThe times are of one run on {device}, estimated from the fastest of several batches,")
     print('without reading images. "took": measured, for a finished run with seed 0, with reading.')

@@ -92,26 +92,27 @@ def _by_seed(row):
 def steps_of(table, rows):
     """How these runs agree with each step of the paper's order.
 
-    An entry of the order that names several rows is represented by the best of them. It is selected by the compared
-    score itself, which makes a difference in its favour optimistic.
+    An entry of the order that names several rows is represented by the best of those that were run. It is selected by
+    the compared score itself, which makes a difference in its favour optimistic.
     """
     by_name = {row["name"]: row for row in rows}
-    best = []
-    for names in table.order:
-        found = [by_name[name] for name in names if by_name[name]["runs"]]
-        complete = len(found) == len(names)
-        best.append((max(found, key=lambda row: statistics.mean(first_rank(row))), len(names)) if complete else None)
-    return [_step(*pair) for pair in zip(best, best[1:]) if all(pair)]
+    groups = [[by_name[name] for name in names] for names in table.order]
+    return [
+        _step(better, worse)
+        for better, worse in zip(groups, groups[1:])
+        if all(any(row["runs"] for row in group) for group in (better, worse))
+    ]
 
 
 def _step(better, worse):
-    """One step, as JSON: two rows, how many each was selected from, and their paired difference."""
-    (first, first_of), (second, second_of) = better, worse
+    """One step, as JSON: the best row of each group, the number of rows run and of all, and the paired difference."""
+    run = [[row for row in group if row["runs"]] for group in (better, worse)]
+    first, second = (max(rows, key=lambda row: statistics.mean(first_rank(row))) for rows in run)
     return {
         "better": first["name"],
-        "better_of": first_of,
+        "better_of": [len(run[0]), len(better)],
         "worse": second["name"],
-        "worse_of": second_of,
+        "worse_of": [len(run[1]), len(worse)],
         **paired_difference(_by_seed(first), _by_seed(second)),
     }
 
@@ -200,9 +201,9 @@ def _sentence(step):
     """One step of the paper's order, in words."""
     text = "The paper: {better} > {worse}. Here: {difference}.".format(**dict(step, difference=_difference(step)))
     selected = [
-        "{} is the best of {} rows".format(step[side], step[side + "_of"])
+        "{} is the best of {} rows".format(step[side], _group(*step[side + "_of"]))
         for side in ("better", "worse")
-        if step[side + "_of"] > 1
+        if step[side + "_of"] != [1, 1]
     ]
     if selected:
         text += " {}, selected by this same score: a difference in its favour is optimistic.".format(
@@ -225,7 +226,13 @@ def _difference(step):
 
 def _entry(step, side):
     """The name of a row of a step, and how many it was selected from."""
-    return step[side] + (" (best of {})".format(step[side + "_of"]) if step[side + "_of"] > 1 else "")
+    size = step[side + "_of"]
+    return step[side] + (" (best of {})".format(_group(*size)) if size != [1, 1] else "")
+
+
+def _group(run, all_rows):
+    """ "6", or "2 run of 6": a group's rows."""
+    return str(run) if run == all_rows else f"{run} run of {all_rows}"
 
 
 def digest(record, link):

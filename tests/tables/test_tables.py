@@ -183,6 +183,14 @@ def test_dry_run_prints_plain_commands_of_what_is_missing(tmp_path, here):
     assert not (folder / "setting.json").exists()
 
 
+def test_only_the_rows_that_are_asked_for(tmp_path, here):
+    """Of each table that has them: the recipe's own row stands in both, and is one run."""
+    study = runs.Study(tmp_path / "cub200", "cub200")
+    words = words_of(study, "--table", "2,configurations", "--rows", "MG,S,both", "--dry-run")
+    folders = [line.split()[-1] for line in here(*words).stdout.splitlines()]
+    assert folders == [str(study.folder / name / "seed-0") for name in ("recipe", "config=S")]
+
+
 def workers_in(words):
     return [words[place + 1] for place, word in enumerate(words) if word == "--num-workers"]
 
@@ -507,8 +515,17 @@ def test_an_order_of_groups_compares_the_best_of_each(tmp_path):
     alone = results.collect(study_with(tmp_path, "4", {"concat": [0.5], "sum": [0.4]}, "sop"))
     assert "selected by this same score" not in results.markdown(alone)
     assert "best of" not in results.digest(alone, "all.md")
-    # with one of the pairs not run nothing can be said of the best pair
-    (study.job(row_named("configurations", "SM"), 0).folder / "last.json").unlink()
+    # of the pairs that were run, and it says of how many
+    for pair in ("GM", "SM"):
+        (study.job(row_named("configurations", pair), 0).folder / "last.json").unlink()
+    record = results.collect(study)
+    assert (
+        "MG > M. Here: -0.3300 over 1 seed, better in 0 of 1. MG is the best of 4 run of 6 rows and M is the best"
+        in (results.markdown(record))
+    )
+    assert "MG (best of 4 run of 6) > M (best of 3): -0.3300" in results.digest(record, "all.md")
+    for pair in ("MS", "SG", "GS", "MG"):
+        (study.job(row_named("configurations", pair), 0).folder / "last.json").unlink()
     assert results.collect(study)["tables"]["configurations"]["order"] == []
 
 
@@ -683,6 +700,10 @@ def test_measured_rates_are_of_this_network(monkeypatch):
         ([], "expected --list, --table NAME, --render or --plot"),
         (["--table", "5"], "--table 5: expected some of 1, 2, 3, 4, configurations"),
         (["--table", "crops", "--dataset", "sop", "--dry-run"], "compares crops, and sop has no boxes"),
+        (
+            ["--table", "1,4", "--rows", "both,b", "--dry-run"],
+            "--rows 'b': expected some of ranking loss alone, classif",
+        ),
         (["--table", "1", "--gpus", "x"], "expected numbers, as in 0,1"),
         (["--table", "1", "--seeds", "0"], "expected a whole number from 1"),
         (["--table", "1", "--dry-run", "--", "--lr", "fast"], "--lr fast: not a number"),
