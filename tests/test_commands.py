@@ -62,6 +62,7 @@ def test_train_reports_last_and_best(run):
     folder, result = run
     assert re.search(r"^last: R@1 \d\.\d{4} .*\(iteration 20, ", result.stdout, re.MULTILINE)
     assert re.search(r"^best: R@1 \d\.\d{4} ", result.stdout, re.MULTILINE)
+    assert "warning: --milestones 100,135: not reached in 20 iterations" in result.stderr
     record = json.loads((folder / "arguments.json").read_text())
     assert record["recipe"]["iterations"] == 20 and record["recipe"]["lr"] == 1e-3 and "--seed" in record["command"]
     assert record["tf32_allowed"] is environment.tf32_allowed()

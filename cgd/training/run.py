@@ -1,6 +1,7 @@
 """A training run, from its options and its recipe to its report."""
 
 import json
+import sys
 from pathlib import Path
 
 from cgd.data import datasets, flags, loader
@@ -52,6 +53,7 @@ def train(options, recipe, resumed, store):
     if training.leads:
         record.write(folder, resumed or now, recipe)
         print("run: {}{}".format(folder, f", from iteration {training.iteration}" if resumed else ""))
+        warn_of_milestones(recipe)
     if store:
         store._barrier()  # all have read the state before the first one writes it
 
@@ -84,6 +86,17 @@ def run_folder(options, recipe):
     if (folder / "log.jsonl").exists():
         raise InputError(f"--output-dir {folder}: holds a run; choose another folder, or --resume {folder}")
     return folder
+
+
+def warn_of_milestones(recipe):
+    """Warns if the learning rate falls after the end: often --iterations was given, and --milestones forgotten."""
+    late = [number for number in recipe.milestones if number >= recipe.iterations > 0]
+    if late:
+        print(
+            f"warning: --milestones {','.join(map(str, late))}: not reached in {recipe.iterations} iterations, so the "
+            "learning rate does not fall there",
+            file=sys.stderr,
+        )
 
 
 def report(scores, folder, recipe, dataset):

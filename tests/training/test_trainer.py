@@ -16,6 +16,7 @@ from cgd.system import environment
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
 from cgd.training import losses, recipes, state, trainer
+from cgd.training.run import warn_of_milestones
 from conftest import one_batch
 
 RECIPE = recipes.replace(
@@ -446,3 +447,14 @@ def test_a_stop_in_the_last_evaluation_leaves_no_earlier_recall(small_demo, tmp_
     last, best = (checkpoints.Checkpoint(tmp_path / name).description for name in ("last", "best"))
     assert (last["iteration"], last["recall"]) == (4, None)
     assert best["iteration"] == 2 and set(best["recall"]) == {"1", "2", "4", "8"}
+
+
+@pytest.mark.parametrize(
+    "iterations, milestones, late",
+    [(300, (299,), None), (300, (300, 800), "300,800"), (500, (400, 800), "800"), (0, (5,), None)],
+)
+def test_a_milestone_that_is_not_reached_gives_a_warning(iterations, milestones, late, capsys):
+    """The rate falls after iteration m, so that m = the last one changes nothing; without training there is none."""
+    warn_of_milestones(recipes.replace(RECIPE, iterations=iterations, milestones=milestones))
+    told = capsys.readouterr().err
+    assert told.startswith(f"warning: --milestones {late}: not reached in {iterations}") if late else not told
