@@ -62,6 +62,27 @@ def test_relu6_is_replaced_and_saturates():
     np.testing.assert_allclose(block(x).asnumpy(), np.clip(norm(x).asnumpy(), 0, 6), atol=1e-5)
 
 
+def test_every_relu6_is_replaced_also_where_oneDNN_changes_the_layout():
+    """MobileNetV2 1.0 has two blocks whose first convolution has 24 input channels."""
+    net = model.CGD("M", 12, "mobilenetv2_1.0")
+    net.infer_shape(pictures())
+    count = len(onednn.children(net.features, onednn.RELU6))
+    onednn.for_training(net)
+    assert not onednn.children(net.features, onednn.RELU6)
+    assert len(onednn.children(net.features, mx.gluon.nn.HybridLambda)) == count
+    assert count - len(onednn.children(net.features, onednn.BatchNormReLU6)) == 2
+
+
+def test_the_clipped_relu_and_its_gradient_by_hand():
+    x = mx.nd.array([-9.0, -1e-3, 1e-3, 3.0, 6.0, 6.001, 90.0])
+    x.attach_grad()
+    with mx.autograd.record():
+        y = onednn.clipped_relu(mx.nd, x)
+    y.backward(mx.nd.arange(1, 8))
+    np.testing.assert_array_equal(y.asnumpy(), np.float32([0, 0, 1e-3, 3, 6, 6, 6]))
+    np.testing.assert_array_equal(x.grad.asnumpy(), [0, 0, 3, 4, 5, 0, 0])
+
+
 def test_weights_load_into_the_faster_form_by_either_kind_of_name(tmp_path):
     file = str(tmp_path / "weights.params")
     source = network("mobilenetv2_0.25", "M")
