@@ -18,7 +18,7 @@ from cgd.training import arguments, recipes, record
 
 # What a checkpoint to fine-tune decides: its network and the preprocessing.
 INHERITED = (*OPTIONS, "image_width", "image_height", "mean", "std")
-OF_WEIGHTS = ("config", "dim", "backbone", "architecture", "fusion", "dense_bias")  # other weights with another value
+OF_WEIGHTS = ("config", "dim", "backbone", "architecture", "fusion", "dense_bias", "gem_p")  # part of the weights
 
 
 def recipe_of(options):

@@ -18,6 +18,7 @@ from cgd.network import checkpoints, int8, onnx_graph
 from cgd.retrieval import sheet
 from cgd.retrieval.recall import recall_at_k
 from cgd.system import environment
+from cgd.training import curves
 from conftest import LONG, ROOT, children_of, command, heed_stops, members_of, running, wait_until
 
 SIZE = "--image-width 32 --image-height 32 --batch-size 8 --images-per-identity 2 --gpu -1".split()
@@ -312,6 +313,18 @@ def test_training_goes_on_from_a_checkpoint(run, small_demo, tmp_path, here):
     before, after = (checkpoints.Checkpoint(folder / "last").arg_params for folder in (run[0], tmp_path / "on"))
     for name, value in before.items():
         np.testing.assert_array_equal(value.asnumpy(), after[name].asnumpy())
+    again = ["train.py", "--dataset", "demo", "--data-dir", small_demo, "--pretrained-model", run[0] / "last"]
+    assert_one_line(here(*again, "--gem-p", 5), "--gem-p 5.0: the checkpoint {}/last has 3.0".format(run[0]))
+
+
+def test_curves_that_cannot_be_drawn_do_not_spoil_a_run(small_demo, tmp_path, here, monkeypatch):
+    monkeypatch.setattr(curves, "draw", lambda *_: 1 / 0)
+    result = here(
+        *["train.py", "--dataset", "demo", "--data-dir", small_demo, "--from-scratch", "--iterations", 1],
+        *["--output-dir", tmp_path / "run", "--num-workers", 0, *SMALL],
+    )
+    assert result.returncode == 0 and "warning: the curves could not be drawn: division by zero" in result.stderr
+    assert re.search(r"^last: R@1 \d\.\d{4} ", result.stdout, re.MULTILINE)
 
 
 def test_neighbours_are_drawn_and_marked(run, small_demo, tmp_path, evaluate):
@@ -550,6 +563,7 @@ BAD_TRAININGS = [
     (["--dim", "0"], "--dim 0: expected a number from 1"),
     (["--batch-size", "0"], "--batch-size 0"),
     (["--batch-size", "7"], "--batch-size 7"),
+    (["--images-per-identity", "1"], "--images-per-identity 1: expected 2 or more, for positives"),
     (["--batch-size", "64"], "32 identities"),
     (["--backbone", "resnet19"], "resnet19"),
     (["--backbone-params", "nowhere.params"], "nowhere.params"),

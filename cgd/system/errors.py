@@ -50,6 +50,11 @@ def uninterrupted():
         raise KeyboardInterrupt
 
 
+def forget_stops():
+    """Forgets the stops that came so far, because they are being obeyed: the next `uninterrupted` need not raise."""
+    _asked.clear()
+
+
 def _handle_stops():
     """Makes each of STOPS a KeyboardInterrupt, except those that are ignored, as SIGHUP is under nohup."""
 

@@ -4,7 +4,8 @@
     python -m cgd.tables --table 1 --dataset cars196 --seeds 3 --gpus 0
     python -m cgd.tables --render --plot
 
-    python -m cgd.tables --table 1,2 --name photos --dataset folders --gpus -1 -- --data-dir photos --iterations 300
+    python -m cgd.tables --table 1,2 --name photos --dataset folders --gpus -1 -- --data-dir photos --iterations 300 \\
+        --milestones 150,240
 
 Flags after -- are passed to every train.py of the study. Finished runs are skipped, interrupted ones resumed. Several
 of these commands share the work, also on several machines with a common file system.
@@ -120,7 +121,8 @@ def jobs_of(options):
     """The requested runs, each once: all rows with seed 0, then all with seed 1."""
     jobs, requested = {}, names_of(options)
     check_rows(options, requested)
-    for study, names in studies_of(options, requested):
+    studies = studies_of(options, requested)
+    for study, names in studies:
         for seed in range(options.seeds):
             for name in names:
                 if not study.rows(paper.TABLES[name]) and options.table != "all":
@@ -129,8 +131,12 @@ def jobs_of(options):
                     job = with_weights(study.job(row, seed), options.weights)
                     check(job.recipe, name, row)
                     jobs[job.folder] = job
-        if not options.dry_run:
-            runs.keep_setting(study)
+    if not jobs:
+        raise InputError(f"--rows {','.join(options.rows)}: this data set has none of these rows")
+    for study, _ in [] if options.dry_run else studies:
+        runs.keep_setting(study)
+    for recipe in {study.recipe() for study, _ in studies}:
+        recipes.warn_of_milestones(recipe)
     return list(jobs.values())
 
 
@@ -235,6 +241,8 @@ def study_folders(options):
 
 def render(options):
     """Writes tables and plots of the finished runs."""
+    if options.rows:
+        raise InputError("--rows: for runs and --list; --render and --plot show every finished row")
     names = names_of(options) if options.table else None
     records = []
     for folder in study_folders(options):

@@ -106,10 +106,10 @@ TABLES = {
     "main": Table(
         "The main table",
         (
-            Row("MG, as on CUB200", {"config": "MG"}, dataset="cub200", paper=(0.7681, 0.8484, 0.9060, 0.9433)),
-            Row("SG, as on Cars196", {"config": "SG"}, dataset="cars196"),
-            Row("SG, as on SOP", {"config": "SG"}, dataset="sop"),
-            Row("GS, as on In-shop", {"config": "GS"}, dataset="inshop"),
+            Row("MG as on CUB200", {"config": "MG"}, dataset="cub200", paper=(0.7681, 0.8484, 0.9060, 0.9433)),
+            Row("SG as on Cars196", {"config": "SG"}, dataset="cars196"),
+            Row("SG as on SOP", {"config": "SG"}, dataset="sop"),
+            Row("GS as on In-shop", {"config": "GS"}, dataset="inshop"),
         ),
         note="CUB200's figures are those of the released model (authors' README). The paper's best R@1, with an "
         "unstated backbone that is not this ResNet-50: CUB200 0.792, Cars196 0.948, SOP 0.842, In-shop 0.919.",

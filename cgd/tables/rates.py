@@ -36,8 +36,8 @@ def measure(recipe, device, micro_batch=None):
     """
     images = recipe.batch_size
     if device.device_type == "cpu":
-        images = min(images, max(2, CPU_PIXELS // (recipe.image_width * recipe.image_height)))
-    images = max(2, images - images % 2)
+        images = min(images, CPU_PIXELS // (recipe.image_width * recipe.image_height))
+    images = max(4, images - images % 2)  # two identities with two images each
     if micro_batch:
         micro_batch = min(micro_batch, images // 2) if micro_batch < recipe.batch_size else None
     run, pictures, identities = on_noise(recipe, images, device, micro_batch)

@@ -30,11 +30,15 @@ def collect(study, names=None):
     """The finished runs of a study, as JSON.
 
     names : of tables; None for all tables with at least two finished rows, or with a single row
+
+    Raises InputError for runs that may not be compared, as `check_origins` does.
     """
-    tables = {}
+    tables, origins = {}, {}
     for name in names or paper.TABLES:
         table = paper.TABLES[name]
         rows = [_row(study, row) for row in study.rows(table)]
+        for row, found in zip(study.rows(table), rows):
+            check_origins(study, row, found["runs"], origins)
         run = sum(bool(row["runs"]) for row in rows)
         if names or run >= min(2, len(rows)) > 0:
             tables[name] = {"title": table.title, "note": table.note, "rows": rows, "order": steps_of(table, rows)}
@@ -45,6 +49,25 @@ def collect(study, names=None):
         "ranks": _ranks(study, tables),
         "tables": tables,
     }
+
+
+def check_origins(study, row, row_runs, known):
+    """Raises InputError if runs started from other images or other initial weights than those before them.
+
+    Both can change between two commands, without a change of the recipe. Rows may have backbones of their own.
+
+    known : {what: (value, folder)} of the runs before, to be added to
+    """
+    for run in row_runs:
+        job = study.job(row, run["seed"])
+        for what, key in (("images, classes or boxes", "data_sha1"), ("initial weights", "weights_sha1")):
+            of = (key, job.recipe.backbone if key == "weights_sha1" else None)
+            value, folder = known.setdefault(of, (run[key], job.folder)) if run[key] else (None, None)
+            if value != run[key]:
+                raise InputError(
+                    f"{job.folder}: trained with other {what} than {folder}, so they cannot be compared; remove one of "
+                    "them and run it again"
+                )
 
 
 def _row(study, row):
@@ -107,7 +130,7 @@ def steps_of(table, rows):
 def _step(better, worse):
     """One step, as JSON: the best row of each group, the number of rows run and of all, and the paired difference."""
     run = [[row for row in group if row["runs"]] for group in (better, worse)]
-    first, second = (max(rows, key=lambda row: statistics.mean(first_rank(row))) for rows in run)
+    first, second = (_best(rows, _common_seeds(run[0] + run[1])) for rows in run)
     return {
         "better": first["name"],
         "better_of": [len(run[0]), len(better)],
@@ -115,6 +138,16 @@ def _step(better, worse):
         "worse_of": [len(run[1]), len(worse)],
         **paired_difference(_by_seed(first), _by_seed(second)),
     }
+
+
+def _common_seeds(rows):
+    """The seeds that all rows have."""
+    return set.intersection(*(set(_by_seed(row)) for row in rows))
+
+
+def _best(rows, seeds):
+    """The row with the highest mean score over some seeds, or over its own if there are none."""
+    return max(rows, key=lambda row: statistics.mean([_by_seed(row)[s] for s in seeds] or first_rank(row)))
 
 
 def paired_difference(first, second):
@@ -200,15 +233,14 @@ def _spread(pair, mean_as="{:.4f}"):
 def _sentence(step):
     """One step of the paper's order, in words."""
     text = "The paper: {better} > {worse}. Here: {difference}.".format(**dict(step, difference=_difference(step)))
-    selected = [
-        "{} is the best of {} rows".format(step[side], _group(*step[side + "_of"]))
-        for side in ("better", "worse")
-        if step[side + "_of"] != [1, 1]
-    ]
+    sizes = {step[side]: step[side + "_of"] for side in ("better", "worse")}
+    selected = [f"{name} is the best of {_group(*size)} rows" for name, size in sizes.items() if size[0] > 1]
     if selected:
         text += " {}, selected by this same score: a difference in its favour is optimistic.".format(
             " and ".join(selected)
         )
+    for name, (run, all_rows) in sizes.items():
+        text += f" {name} is the only one of {all_rows} rows that was run." if run == 1 < all_rows else ""
     return text
 
 
@@ -226,8 +258,10 @@ def _difference(step):
 
 def _entry(step, side):
     """The name of a row of a step, and how many it was selected from."""
-    size = step[side + "_of"]
-    return step[side] + (" (best of {})".format(_group(*size)) if size != [1, 1] else "")
+    run, all_rows = step[side + "_of"]
+    if run > 1:
+        return f"{step[side]} (best of {_group(run, all_rows)})"
+    return step[side] + (f" (only one of {all_rows} that was run)" if all_rows > 1 else "")
 
 
 def _group(run, all_rows):

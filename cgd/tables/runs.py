@@ -169,7 +169,9 @@ class Job(NamedTuple):
             "best": best["recall"],
             "best_iteration": best["iteration"],
             "data": arguments.get("data"),
+            "data_sha1": arguments.get("data_sha1"),
             "weights": weights_of(arguments.get("command", [])),
+            "weights_sha1": arguments.get("weights_sha1"),
             "versions": arguments.get("versions"),
             "git_commit": arguments.get("git_commit"),
         }

@@ -5,6 +5,7 @@ says which numbers are the authors' and which are ours. Sources: docs/sources.md
 """
 
 import math
+import sys
 from dataclasses import dataclass, field, fields, replace
 from typing import Tuple
 
@@ -193,8 +194,24 @@ def check(recipe):
         )
     if recipe.batch_size < 2 * recipe.images_per_identity:
         raise InputError(f"--batch-size {recipe.batch_size}: expected at least two identities, for negatives")
+    if recipe.images_per_identity < 2 and recipe.ranking_weight:
+        raise InputError(
+            f"--images-per-identity {recipe.images_per_identity}: expected 2 or more, for positives, or "
+            "--ranking-weight 0"
+        )
     if recipe.ranking_weight == recipe.classification_weight == 0:
         raise InputError("--ranking-weight 0 --classification-weight 0: nothing to train")
+
+
+def warn_of_milestones(recipe):
+    """Warns if the learning rate falls after the end: often --iterations was given, and --milestones forgotten."""
+    late = [number for number in recipe.milestones if number >= recipe.iterations > 0]
+    if late:
+        print(
+            f"warning: --milestones {','.join(map(str, late))}: not reached in {recipe.iterations} iterations, so the "
+            "learning rate does not fall there",
+            file=sys.stderr,
+        )
 
 
 def changed(recipe, values):

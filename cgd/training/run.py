@@ -1,7 +1,10 @@
 """A training run, from its options and its recipe to its report."""
 
+import fcntl
+import hashlib
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from cgd.data import datasets, flags, loader
@@ -10,7 +13,7 @@ from cgd.network.checkpoints import Checkpoint
 from cgd.system import environment
 from cgd.system.errors import InputError
 from cgd.system.files import replacing
-from cgd.training import cluster, curves, record, state, trainer
+from cgd.training import cluster, curves, recipes, record, state, trainer
 
 
 def run(options, recipe, resumed):
@@ -19,6 +22,10 @@ def run(options, recipe, resumed):
     resumed : the record of the run to resume, or None for a new one
     """
     cluster.check(options.kvstore)
+    if options.kvstore == "dist_async" and recipe.learn_p:
+        raise InputError(
+            "--learn-p yes: not with --kvstore dist_async, whose servers do not keep p between 1 and 6; use dist_sync"
+        )
     if options.kvstore and cluster.DMLC_ROLE != "worker":
         return cluster.serve()
     with cluster.membership(options.kvstore) as store:
@@ -44,59 +51,93 @@ def train(options, recipe, resumed, store):
     devices = [environment.context(number) for number in options.gpu]
     environment.seed_everything(options.seed)
     net = trainer.build(recipe, dataset, devices)
-    folder = run_folder(options, recipe)
-    if not (resumed and (folder / "state.npz").exists()):  # state.npz has all weights
-        load_weights(net, options, recipe)
+    if not (resumed and Path(options.resume, "state.npz").exists()):  # state.npz has all weights
+        now["weights_sha1"] = load_weights(net, options, recipe)
+    folder = run_folder(options, recipe, leads)
+    _lock = occupy(folder) if leads else None  # until this process ends
     training = trainer.Trainer(net, dataset, recipe, folder, devices, loaders, options.seed, store, options.micro_batch)
     if resumed:
         state.restore(training)
     if training.leads:
         record.write(folder, resumed or now, recipe)
         print("run: {}{}".format(folder, f", from iteration {training.iteration}" if resumed else ""))
-        warn_of_milestones(recipe)
+        recipes.warn_of_milestones(recipe)
     if store:
         store._barrier()  # all have read the state before the first one writes it
 
     scores = training.run(options.save_every)
     if training.leads:
-        curves.tell(folder)
         report(scores, folder, recipe, dataset)
         if test:
             report_test(test, folder, devices[0], options.eval_batch_size)
         else:
             print("`best` was selected on the test split and is optimistic; compare `last` with other results.")
+        tell_curves(folder)
 
 
 def load_weights(net, options, recipe):
-    """Loads the initial weights: a checkpoint's, ImageNet's for the backbone, or random ones."""
+    """Loads the initial weights: a checkpoint's, ImageNet's for the backbone, or random ones.
+
+    Returns the SHA-1 of their file, None for random ones.
+    """
+    if options.from_scratch:
+        return None
     if options.pretrained_model:
+        file = options.pretrained_model + "-0000.params"
         Checkpoint(options.pretrained_model).load_into(net)
-    elif not options.from_scratch:
-        weights.load_backbone(net.features, options.backbone_params or weights.zoo_file(recipe.backbone))
+    else:
+        file = options.backbone_params or weights.zoo_file(recipe.backbone)
+        weights.load_backbone(net.features, file)
+    return hashlib.sha1(Path(file).read_bytes()).hexdigest()
 
 
-def run_folder(options, recipe):
-    """The folder of the run. Raises InputError if --output-dir holds a run already."""
+def run_folder(options, recipe, leads=True):
+    """The folder of the run; without a name, the leading worker creates one. The other workers write nothing.
+
+    Raises InputError if --output-dir holds a run already.
+    """
     if options.resume:
         return Path(options.resume)
     if not options.output_dir:
-        names = (Path(f"runs/{options.dataset}-{recipe.config}-{n}") for n in range(1, 10**6))
-        return next(name for name in names if not name.exists())
+        return free_folder(Path("runs"), f"{options.dataset}-{recipe.config}") if leads else Path("runs")
     folder = Path(options.output_dir)
     if (folder / "log.jsonl").exists():
         raise InputError(f"--output-dir {folder}: holds a run; choose another folder, or --resume {folder}")
     return folder
 
 
-def warn_of_milestones(recipe):
-    """Warns if the learning rate falls after the end: often --iterations was given, and --milestones forgotten."""
-    late = [number for number in recipe.milestones if number >= recipe.iterations > 0]
-    if late:
-        print(
-            f"warning: --milestones {','.join(map(str, late))}: not reached in {recipe.iterations} iterations, so the "
-            "learning rate does not fall there",
-            file=sys.stderr,
-        )
+def free_folder(parent, name):
+    """Creates and returns the first of NAME-1, NAME-2, ... that does not exist; so two runs never choose the same."""
+    for number in range(1, 10**6):
+        folder = parent / f"{name}-{number}"
+        with suppress(FileExistsError):
+            parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            return folder
+
+
+def occupy(folder):
+    """Locks the folder of a run against other processes, and returns the locked file, which must stay open.
+
+    The lock ends with this process, however it ends. Raises InputError if another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder / "lock", "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{folder}: another process trains in this folder; wait for its end, or choose another")
+    except OSError:
+        pass  # a file system without locks
+    return file
+
+
+def tell_curves(folder):
+    """The table and the curves of the log; a warning if they cannot be drawn, because the run has succeeded."""
+    try:
+        curves.tell(folder)
+    except Exception as error:  # also of matplotlib
+        print(f"warning: the curves could not be drawn: {error}", file=sys.stderr)
 
 
 def report(scores, folder, recipe, dataset):

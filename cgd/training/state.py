@@ -62,12 +62,27 @@ def restore(run):
     weights.set_parameters(parameters, {name: arrays[name] for name in arrays if name not in moments}, file)
     run.optimiser.restore(moments, facts["updates"])
     run.iteration, run.evaluated, run.recalls = facts["iteration"], facts["evaluated"], facts["recalls"]
-    run.best = tuple(facts["best"]) if facts["best"] else None
+    run.best = best_on_disk(run.folder, facts["best"], run.dataset.ranks)
     run.meter.values = facts.get("unlogged", [])
     if run.leads:
         with open(log, "ab") as lines:
             lines.truncate(min(lines.tell(), facts["log_length"]))  # never longer: somebody may have cut it
         run.diagnostics.catch_up(log.read_text().splitlines())
+
+
+def best_on_disk(folder, saved, ranks):
+    """(recalls, iteration) of the checkpoint `best`; None if there is none, so that the next evaluation writes it.
+
+    saved : the same, as in the state. A process that was killed just after an evaluation may have written a newer
+        `best` than its state knows, or half of one.
+    """
+    try:
+        found = json.loads((folder / "best.json").read_text())
+        if saved and found["iteration"] == saved[1]:
+            return tuple(saved)
+        return [found["recall"][str(k)] for k in ranks], found["iteration"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def write_state(file, arrays, facts):

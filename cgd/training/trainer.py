@@ -18,7 +18,7 @@ from cgd.network import checkpoints, model, onednn
 from cgd.network.options import OPTIONS
 from cgd.retrieval import evaluation
 from cgd.system.environment import memory_for, mx
-from cgd.system.errors import InputError, say, uninterrupted
+from cgd.system.errors import InputError, forget_stops, say, uninterrupted
 from cgd.training import state
 from cgd.training.diagnostics import Diagnostics
 from cgd.training.meter import Meter, write_line
@@ -266,6 +266,7 @@ class Trainer:
             state.save(self, log)
 
     def _save_after_error(self, log):
+        forget_stops()  # or what follows would be interrupted once more by the stop that led here
         try:
             with uninterrupted():
                 self._save_state(log)

@@ -158,7 +158,7 @@ def test_rows_that_a_data_set_does_not_have(tmp_path):
     def names(dataset, table, *flags):
         return [row.name for row in runs.Study(tmp_path, dataset, flags).rows(paper.TABLES[table])]
 
-    assert names("cub200", "main") == ["MG, as on CUB200"] and names("inshop", "main") == ["GS, as on In-shop"]
+    assert names("cub200", "main") == ["MG as on CUB200"] and names("inshop", "main") == ["GS as on In-shop"]
     assert len(names("lists", "main")) == 4
     assert names("sop", "crops") == [] and names("cub200", "crops") == ["cropped", "uncropped"]
     assert names("lists", "crops", "--bbox-txt", "boxes.txt") == ["cropped", "uncropped"]
@@ -529,12 +529,74 @@ def test_an_order_of_groups_compares_the_best_of_each(tmp_path):
     assert results.collect(study)["tables"]["configurations"]["order"] == []
 
 
+def test_a_row_that_was_not_selected_is_not_said_to_be(tmp_path):
+    """Of six pairs one was run: nothing was selected among them."""
+    scores = {"S": [0.5], "M": [0.4], "G": [0.3], "MG": [0.6]}
+    record = results.collect(study_with(tmp_path, "configurations", scores))
+    text = results.markdown(record)
+    assert "MG > S. Here: +0.1000 over 1 seed, better in 1 of 1. S is the best of 3 rows, selected by" in text
+    assert "optimistic. MG is the only one of 6 rows that was run.\n" in text
+    assert "MG (only one of 6 that was run) > S (best of 3): +0.1000" in results.digest(record, "all.md")
+
+
+def test_the_best_row_is_chosen_over_the_seeds_that_all_have(tmp_path):
+    study = study_with(tmp_path, "configurations", {"S": [0.5, 0.5], "MG": [0.6, 0.62]})
+    pretend(study.job(row_named("configurations", "GM"), 0), recalls(0.605))
+    pretend(study.job(row_named("configurations", "GM"), 7), recalls(0.9))
+    (step,) = results.collect(study)["tables"]["configurations"]["order"]
+    assert step["better"] == "GM" and step["seeds"] == [0]  # 0.605 and 0.600 with seed 0, the only common one
+    (study.job(row_named("configurations", "GM"), 0).folder / "last.json").unlink()
+    (step,) = results.collect(study)["tables"]["configurations"]["order"]
+    assert step["better"] == "GM" and step["seeds"] == []  # no common seed: each by its own, and it says so
+
+
+@pytest.mark.parametrize(
+    "key, before, now, what",
+    [
+        ("weights_sha1", "aa", "bb", "initial weights"),
+        ("data_sha1", {"train": "aa"}, {"train": "bb"}, "images, classes or boxes"),
+    ],
+)
+def test_runs_of_other_origins_are_not_put_into_one_table(key, before, now, what, tmp_path):
+    study = study_with(tmp_path, "4", {"concat": [0.5, 0.6], "sum": [0.4]})
+
+    def change(row, seed, value):
+        file = study.job(row_named("4", row), seed).folder / "arguments.json"
+        file.write_text(json.dumps(dict(json.loads(file.read_text()), **{key: value})))
+
+    change("concat", 0, before)
+    change("sum", 0, before)
+    results.collect(study)  # what a run of an older version does not say is not compared
+    change("concat", 1, now)
+    with pytest.raises(InputError, match="seed-1: trained with other {} than .*seed-0".format(what)):
+        results.collect(study)
+
+
+def test_a_backbone_has_weights_of_its_own(tmp_path):
+    study = study_with(tmp_path, "backbones", {"resnet50_v1": [0.5], "bn_inception": [0.4]})
+    for row, value in (("resnet50_v1", "aa"), ("bn_inception", "bb")):
+        file = study.job(row_named("backbones", row), 0).folder / "arguments.json"
+        file.write_text(json.dumps(dict(json.loads(file.read_text()), weights_sha1=value)))
+    assert len(results.collect(study)["tables"]["backbones"]["rows"]) == 4
+
+
+def test_a_row_can_be_asked_for_by_its_name():
+    """A comma separates names."""
+    assert not [row.name for table in paper.TABLES.values() for row in table.rows if "," in row.name]
+
+
+def test_milestones_that_a_study_does_not_reach_are_told_once(tmp_path, here):
+    study = runs.Study(tmp_path / "photos", "folders")
+    done = here(*words_of(study, "--table", "1,4", "--dry-run", "--", "--iterations", 300, "--data-dir", tmp_path))
+    assert done.returncode == 0 and done.stderr.count("warning: --milestones 400,800: not reached in 300") == 1
+
+
 def test_the_papers_figures_stand_only_beside_their_own_data_set(tmp_path):
-    official = study_with(tmp_path, "main", {"MG, as on CUB200": [0.25]})
+    official = study_with(tmp_path, "main", {"MG as on CUB200": [0.25]})
     text = results.markdown(results.collect(official, ["main"]))
-    assert "| MG, as on CUB200 | 0.7681 | 0.8484 | 1 | 0.2500 |" in text
+    assert "| MG as on CUB200 | 0.7681 | 0.8484 | 1 | 0.2500 |" in text
     other = runs.Study(tmp_path / "demo", "demo")
-    pretend(other.job(row_named("main", "MG, as on CUB200"), 0), recalls(0.25))
+    pretend(other.job(row_named("main", "MG as on CUB200"), 0), recalls(0.25))
     assert "0.7681" not in results.markdown(results.collect(other, ["main"]))
 
 
@@ -566,9 +628,9 @@ def test_render_and_plot_from_the_command_line(tmp_path, monkeypatch, capfd):
 
 
 def test_the_main_table_of_several_data_sets(tmp_path, monkeypatch, capfd):
-    for dataset, name, firsts in (("cub200", "MG, as on CUB200", [0.25, 0.75]), ("sop", "SG, as on SOP", [0.5])):
+    for dataset, name, firsts in (("cub200", "MG as on CUB200", [0.25, 0.75]), ("sop", "SG as on SOP", [0.5])):
         runs.keep_setting(study_with(tmp_path, "main", {name: firsts}, dataset))
-    other = {"MG, as on CUB200": [0.5], "SG, as on SOP": [0.5]}
+    other = {"MG as on CUB200": [0.5], "SG as on SOP": [0.5]}
     runs.keep_setting(study_with(tmp_path, "main", other, "demo"))  # none of the paper's
     runs.keep_setting(runs.Study(tmp_path / "cars196", "cars196"))  # nothing finished: the others are rendered
     monkeypatch.setattr(sys, "argv", ["tables", "--output-dir", str(tmp_path), "--render"])
@@ -577,10 +639,10 @@ def test_the_main_table_of_several_data_sets(tmp_path, monkeypatch, capfd):
     text = (tmp_path / "main-table.md").read_text()
     spread = "± {:.4f}".format(np.std([0.25, 0.75], ddof=1))
     expected = (
-        "| cub200 | MG, as on CUB200 | 2 | 1, 2 | 0.5000 {0}, 0.6000 {0} | 0.7681, 0.8484, 0.9060, 0.9433 | 0.5050"
+        "| cub200 | MG as on CUB200 | 2 | 1, 2 | 0.5000 {0}, 0.6000 {0} | 0.7681, 0.8484, 0.9060, 0.9433 | 0.5050"
     )
     assert expected.format(spread) in text
-    assert "| sop | SG, as on SOP | 1 | 1, 2 | 0.5000, 0.6000 | - | 0.5050 |" in text
+    assert "| sop | SG as on SOP | 1 | 1, 2 | 0.5000, 0.6000 | - | 0.5050 |" in text
     rows = json.loads((tmp_path / "main-table.json").read_text())
     assert [(row["study"], len(row["runs"])) for row in rows] == [("cub200", 2), ("sop", 1)]
     assert (tmp_path / "sop" / "sop.md").exists()
@@ -620,7 +682,7 @@ def test_list_says_what_is_missing(tmp_path, monkeypatch, capfd):
     assert "sop (train 59,551 images of 11,318, test 60,502 images of 11,316), missing: data/Stanford" in told
     # 1,500 x 128 pictures at 100 a second, 15 evaluations of 5,924 at 1,000
     seconds = 1500 * 128 / 100 + 15 * 5924 / 1000
-    assert "MG, as on CUB200           {:.0f} min".format(seconds / 60) in told
+    assert "{:<26} {:.0f} min".format("MG as on CUB200", seconds / 60) in told
 
 
 def test_list_has_the_time_of_a_finished_run(tmp_path, monkeypatch, capfd):
@@ -671,6 +733,9 @@ def test_measuring_a_slow_network_takes_few_small_batches(monkeypatch):
     recipe = recipes.replace(recipes.RECIPES["cub200"], backbone="mobilenet0.25")
     rates.measure(recipe, mx.cpu())
     assert sizes == [16] * rates.CALLS
+    sizes.clear()
+    rates.measure(recipes.replace(recipe, image_width=640, image_height=640, resize_size=720), mx.cpu())
+    assert sizes == [4] * rates.CALLS  # two identities with two images each, however large they are
 
 
 @pytest.mark.parametrize("given, measured", [(None, None), (4, 4), (32, 8), (128, None)])
@@ -704,6 +769,11 @@ def test_measured_rates_are_of_this_network(monkeypatch):
             ["--table", "1,4", "--rows", "both,b", "--dry-run"],
             "--rows 'b': expected some of ranking loss alone, classif",
         ),
+        (
+            ["--table", "all", "--rows", "cropped", "--dataset", "sop"],
+            "--rows cropped: this data set has none of these",
+        ),
+        (["--render", "--rows", "S"], "--rows: for runs and --list"),
         (["--table", "1", "--gpus", "x"], "expected numbers, as in 0,1"),
         (["--table", "1", "--seeds", "0"], "expected a whole number from 1"),
         (["--table", "1", "--dry-run", "--", "--lr", "fast"], "--lr fast: not a number"),

@@ -17,7 +17,7 @@ from cgd.data import datasets
 from cgd.network import checkpoints, model
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
-from cgd.training import objective, state
+from cgd.training import objective, run, state
 from conftest import LONG, ROOT, children_of, command, running, wait_until
 
 RUN = "--from-scratch --batch-size 8 --images-per-identity 2 --image-width 32 --image-height 32 --dim 16 --gpu -1"
@@ -101,6 +101,31 @@ def wait_for_progress(process, log, trained):
 
     before = facts()
     wait_until(lambda: process.poll() is not None or facts() > before, 200)
+
+
+def test_a_run_that_still_trains_is_not_resumed(small_demo, tmp_path):
+    folder = tmp_path / "run"
+    process = begin(*words(small_demo, folder), "--num-workers", 0)
+    try:
+        assert wait_until((folder / "log.jsonl").exists, 200)
+        process.send_signal(signal.SIGSTOP)
+        told = command("train.py", "--resume", folder, "--num-workers", 0)
+        assert told.returncode == 2 and "another process trains in this folder" in told.stderr
+    finally:
+        process.kill()
+        process.wait()
+    assert run.occupy(folder)  # the lock has ended with the process
+
+
+def test_two_runs_never_choose_the_same_folder(tmp_path):
+    (tmp_path / "cub200-MG-1").mkdir()
+    folders = [run.free_folder(tmp_path, "cub200-MG") for _ in range(3)]
+    assert [folder.name for folder in folders] == ["cub200-MG-2", "cub200-MG-3", "cub200-MG-4"]
+    lock = run.occupy(folders[0])
+    with pytest.raises(InputError, match="another process trains in this folder"):
+        run.occupy(folders[0])
+    lock.close()
+    assert run.occupy(folders[0])
 
 
 def test_a_run_that_was_asked_to_stop_goes_on(small_demo, whole, tmp_path, here):

@@ -12,11 +12,10 @@ import pytest
 from cgd.data import datasets, images
 from cgd.data.loader import Unreadable
 from cgd.network import checkpoints, model
-from cgd.system import environment
+from cgd.system import environment, errors
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
 from cgd.training import losses, recipes, state, trainer
-from cgd.training.run import warn_of_milestones
 from conftest import one_batch
 
 RECIPE = recipes.replace(
@@ -455,6 +454,38 @@ def test_a_stop_in_the_last_evaluation_leaves_no_earlier_recall(small_demo, tmp_
 )
 def test_a_milestone_that_is_not_reached_gives_a_warning(iterations, milestones, late, capsys):
     """The rate falls after iteration m, so that m = the last one changes nothing; without training there is none."""
-    warn_of_milestones(recipes.replace(RECIPE, iterations=iterations, milestones=milestones))
+    recipes.warn_of_milestones(recipes.replace(RECIPE, iterations=iterations, milestones=milestones))
     told = capsys.readouterr().err
     assert told.startswith(f"warning: --milestones {late}: not reached in {iterations}") if late else not told
+
+
+def test_a_stop_during_an_evaluation_saves_and_says_how_to_go_on(small_demo, tmp_path, capsys, monkeypatch):
+    run = make(small_demo, tmp_path)
+
+    def stopped(log):
+        errors._asked.append(True)  # as the handler of a signal does
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "evaluate", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert f"state saved at iteration 2; continue with train.py --resume {tmp_path}" in capsys.readouterr().err
+    assert (tmp_path / "state.npz").exists() and (tmp_path / "last.json").exists()
+
+
+def test_the_best_checkpoint_on_the_disk_counts_not_that_of_the_state(small_demo, tmp_path):
+    """A kill after an evaluation leaves a newer `best` than the state knows, one amid its writing none."""
+    make(small_demo, tmp_path).run()
+    known, best = state.read_state(tmp_path / "state.npz")[1]["best"], tmp_path / "best.json"
+
+    def restored():
+        run = make(small_demo, tmp_path)
+        state.restore(run)
+        return run.best
+
+    assert restored() == tuple(known)
+    newer = dict(json.loads(best.read_text()), iteration=3, recall={"1": 0.9, "2": 0.9, "4": 1.0, "8": 1.0})
+    best.write_text(json.dumps(newer))
+    assert restored() == ([0.9, 0.9, 1.0, 1.0], 3)
+    best.unlink()
+    assert restored() is None
