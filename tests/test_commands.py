@@ -601,6 +601,8 @@ COMMANDS = {
     "cgd/quantize.py": ["nowhere/net", "-o", "OUTPUT"],
     "cgd/export.py": ["nowhere/net", "OUTPUT.onnx"],
     "cgd/explain.py": ["nowhere/net", "a.jpg", "b.jpg", "-o", "OUTPUT.png"],
+    "cgd/describe.py": ["nowhere/net", "photos", "-o", "OUTPUT"],
+    "cgd/search.py": ["nowhere", "a.jpg"],
     "cgd/retrieval/sheet.py": ["nowhere.npz", "OUTPUT.png"],
     "cgd/training/curves.py": ["nowhere"],
     "cgd/tables/__main__.py": [],

@@ -18,7 +18,7 @@ def read_structs(file, variable, fields):
     Raises InputError if the file cannot be read, lacks the variable or a field, or if scipy is not installed.
     """
     if not importlib.util.find_spec("scipy"):
-        raise InputError(f"{file}: reading MATLAB files needs scipy: pip install scipy")
+        raise InputError(f"{file}: reading MATLAB files needs scipy: pip install scipy 'numpy<2'")
     words = [sys.executable, "-m", "cgd.data.matlab", str(Path(file).absolute()), variable, *fields]
     done = subprocess.run(words, cwd=str(Path(__file__).parents[2]), capture_output=True, text=True)
     if done.returncode == 0:

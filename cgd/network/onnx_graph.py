@@ -1,7 +1,7 @@
 """Translates the graph of a checkpoint to ONNX.
 
 MXNet's own exporter is not used: it computes the root of GeM the wrong way round, and fails for L2 normalisation.
-The onnx package builds and checks the model: pip install onnx.
+The onnx package builds and checks the model: pip install onnx 'numpy<2'.
 """
 
 import json

@@ -11,7 +11,7 @@ def figure_of(width, height):
     try:
         from matplotlib.figure import Figure  # not pyplot: no window, no state
     except ImportError:
-        raise InputError("--plot needs matplotlib: pip install matplotlib")
+        raise InputError("--plot needs matplotlib: pip install matplotlib 'numpy<2'")
     return Figure(figsize=(width, height), layout="constrained")
 
 

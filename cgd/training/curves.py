@@ -97,7 +97,7 @@ def tell(folder):
     print(summary(steps, looks))
     file = Path(folder) / "curves.png"
     drawn = draw(steps, looks, file)
-    hint = f"pip install matplotlib, then python -m cgd.training.curves {folder}"
+    hint = f"pip install matplotlib 'numpy<2', then python -m cgd.training.curves {folder}"
     print(f"curves: {file if drawn else hint}")
 
 
