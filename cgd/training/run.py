@@ -53,9 +53,11 @@ def train(options, recipe, resumed, store):
     net = trainer.build(recipe, dataset, devices)
     if not (resumed and Path(options.resume, "state.npz").exists()):  # state.npz has all weights
         now["weights_sha1"] = load_weights(net, options, recipe)
-    folder = run_folder(options, recipe, leads)
-    _lock = occupy(folder) if leads else None  # until this process ends
-    training = trainer.Trainer(net, dataset, recipe, folder, devices, loaders, options.seed, store, options.micro_batch)
+    more = loaders, options.seed, store, options.micro_batch
+    training = trainer.Trainer(net, dataset, recipe, options.resume or ".", devices, *more)
+    if leads:  # the other workers write nothing
+        folder = training.folder = run_folder(options, recipe)
+        _lock = occupy(folder)  # until this process ends
     if resumed:
         state.restore(training)
     if training.leads:
@@ -91,15 +93,12 @@ def load_weights(net, options, recipe):
     return hashlib.sha1(Path(file).read_bytes()).hexdigest()
 
 
-def run_folder(options, recipe, leads=True):
-    """The folder of the run; without a name, the leading worker creates one. The other workers write nothing.
-
-    Raises InputError if --output-dir holds a run already.
-    """
+def run_folder(options, recipe):
+    """The folder of the run; without --output-dir a new one. Raises InputError if --output-dir holds a run already."""
     if options.resume:
         return Path(options.resume)
     if not options.output_dir:
-        return free_folder(Path("runs"), f"{options.dataset}-{recipe.config}") if leads else Path("runs")
+        return free_folder(Path("runs"), f"{options.dataset}-{recipe.config}")
     folder = Path(options.output_dir)
     if (folder / "log.jsonl").exists():
         raise InputError(f"--output-dir {folder}: holds a run; choose another folder, or --resume {folder}")
