@@ -6,8 +6,8 @@
 
 The default size is that of the test set of Stanford Online Products; it takes minutes. The product is the first step of
 a full distance matrix. faiss (`pip install faiss-cpu 'numpy<2'`) searches a flat index, which is exhaustive too, in
-float32. Everything runs in turn, and the shortest times are compared. For a fair comparison, set both OPENBLAS_NUM_THREADS and
-OMP_NUM_THREADS to the number of threads.
+float32. Everything runs in turn, and the shortest times are compared. For a fair comparison, set both
+OPENBLAS_NUM_THREADS and OMP_NUM_THREADS to the number of threads.
 """
 
 import argparse
