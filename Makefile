@@ -2,11 +2,13 @@
 # make bench: tables of speed, see docs/performance.md
 # make test-long: the same tests with 12,930 mangled files, more kills, and all cores for each process; for the night
 # make test-peers: compares weight files and ONNX models with other programs, which it installs (torch: gigabytes)
-# Each does its own set-up, in .venv. A Python of your choice: make PYTHON=python3.10 demo
+# Each does its own set-up, in .venv. A Python of your choice, before .venv is there: make PYTHON=python3.10 demo
 
 # The first Python here that this project can use; if there is none, python3 says what is wrong with it.
-PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10 python3.9 python3.8 python3.13 python3; do \
-	$$p -m cgd.system.machine >/dev/null 2>&1 && break; done; echo $$p)
+# python3 is not taken for this if it is 3.13, for which numpy must be compiled, and there is an older one.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10 python3.9 python3.8 python3.13; do \
+	{ [ $$p != python3 ] || python3 -c 'import sys; sys.exit(sys.version_info >= (3, 13))' 2>/dev/null; } && \
+	$$p -m cgd.system.machine >/dev/null 2>&1 && break; p=python3; done; echo $$p)
 
 .PHONY: demo test test-long test-peers lint bench
 demo: .venv/ready
@@ -32,7 +34,7 @@ lint: .venv/ready-for-tests
 # The CPU build of MXNet, or the GPU build where a GPU that it has code for is found: see cgd/system/machine.py.
 .venv/ready: requirements.txt requirements-cpu.txt
 	@requirements=$$($(PYTHON) -m cgd.system.machine) && echo "installing $$requirements into .venv" && \
-	$(PYTHON) -m venv .venv && \
+	$(PYTHON) -m venv --clear .venv && \
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $$requirements && touch $@
 
 .venv/ready-for-tests: .venv/ready requirements-test.txt

@@ -4,6 +4,7 @@ Draws the data set, evaluates an untrained network, trains it, evaluates it on c
 draws retrieved neighbours. Each command is printed before it runs.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -51,11 +52,16 @@ def table(columns):
 def main():
     usage = "%(prog)s [flags of train.py]"
     parser = errors.Parser(prog="python -m cgd.demo", usage=usage, description=__doc__)
-    _, flags = parser.parse_known_args()
+    for names in (("--gpu", "--gpus"), ("--num-workers",), ("--data-dir",)):  # test.py takes these too
+        parser.add_argument(*names, help=argparse.SUPPRESS)
+    options, flags = parser.parse_known_args()
     start = time.time()
     folder = free_folder()
-    train = ["train.py", "--dataset", "demo", "--from-scratch", *flags]
-    data = datasets.SOURCES["demo"].folder
+    data = options.data_dir or datasets.SOURCES["demo"].folder
+    both = ["--data-dir", data] if options.data_dir else []
+    both += ["--num-workers", options.num_workers] if options.num_workers else []
+    on_gpus, on_gpu = (["--gpus", options.gpu], ["--gpu", options.gpu.split(",")[0]]) if options.gpu else ([], [])
+    train = ["train.py", "--dataset", "demo", "--from-scratch", *both, *on_gpus, *flags]
     print(f"drawing {data}")
     draw_demo(ROOT / data, progress=tqdm)
     command(*train, "--iterations", 0, "--output-dir", folder / "untrained")
@@ -67,7 +73,8 @@ def main():
         ("uncropped", "trained", ["--uncropped"]),
     ):
         model = folder / run / "last"
-        command("test.py", "--pretrained-model", model, "--results", folder / (name + ".json"), *more)
+        words = ["--pretrained-model", model, "--results", folder / (name + ".json"), *both, *on_gpu]
+        command("test.py", *words, *more)
     command("-m", "cgd.retrieval.sheet", folder / "after.npz", folder / "neighbours.png")
     columns = {
         "before training": recalls(results, "before"),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cgd import demo
 from cgd.data import datasets
 from cgd.network import checkpoints, int8, onnx_graph
 from cgd.retrieval import sheet
@@ -673,3 +674,21 @@ def test_a_picture_of_neighbours_of_no_embeddings_is_told(tmp_path, what, here):
     file.write_bytes(content[what])
     result = here("-m", "cgd.retrieval.sheet", file, tmp_path / "n.png")
     assert_one_line(result, "e.npz: not a file written by test.py")
+
+
+def test_the_demo_passes_on_what_test_takes_too(monkeypatch, tmp_path):
+    """The device, the workers and the folder; what train.py alone takes goes to train.py."""
+    called = []
+    monkeypatch.setattr(demo, "command", lambda *words: called.append([str(word) for word in words]))
+    monkeypatch.setattr(demo, "draw_demo", lambda folder, progress: called.append(["draw", str(folder)]))
+    monkeypatch.setattr(demo, "recalls", lambda *_: {"1": 0.5})
+    words = ["--gpus", "2,1", "--num-workers", "0", "--data-dir", str(tmp_path), "--iterations", "9"]
+    monkeypatch.setattr(sys, "argv", ["demo", *words])
+    demo.main()
+    drawn, *trainings = called[:3]
+    assert drawn == ["draw", str(tmp_path)]
+    both = ["--data-dir", str(tmp_path), "--num-workers", "0"]
+    for words in trainings:
+        assert words[4:10] == [*both, "--gpus", "2,1"] and ["--iterations", "9"] == words[10:12]
+    tests = [words for words in called if words[0] == "test.py"]
+    assert len(tests) == 3 and all(" ".join([*both, "--gpu 2"]) in " ".join(words) for words in tests)

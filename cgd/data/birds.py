@@ -96,6 +96,13 @@ def draw_demo(folder, classes=100, images_per_class=24, seed=0, progress=iter):
     return _check_drawn(folder, version)  # another process may have drawn it meanwhile
 
 
+def check_version(folder):
+    """Raises InputError if a folder holds the images of another version; not if nothing says which they are."""
+    file = Path(folder) / "drawn.txt"
+    if file.is_file() and not file.read_text().startswith(f"drawing {DRAWING}:"):
+        raise InputError(f"{folder}: drawn by another version of the program; delete it, and it will be drawn anew")
+
+
 def _check_drawn(folder, version):
     if not (folder / "drawn.txt").is_file() or (folder / "drawn.txt").read_text() != version:
         raise InputError(f"{folder}: exists, but does not contain {version.strip()}; delete it or choose another")

@@ -52,10 +52,14 @@ def cub200(folder):
 
 
 def demo(folder):
-    """The demo set, in CUB's layout, drawn if it is missing; the first half of its classes is for training."""
+    """The demo set, in CUB's layout, drawn if it is missing; the first half of its classes is for training.
+
+    Raises InputError for images of another version of the program.
+    """
     if not Path(folder).exists():
         print(f"drawing the demo set: {folder}")
         birds.draw_demo(folder)
+    birds.check_version(folder)
     classes = len(read_rows(Path(folder) / "classes.txt", 2))
     return _cub_layout(folder, train_classes=classes // 2)
 

@@ -17,13 +17,18 @@ BILINEAR = 1  # cv2.INTER_LINEAR
 JPEG, PNG, BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"  # magic numbers
 SCAN, END = b"\xff\xda", b"\xff\xd9"  # JPEG markers: start of scan, end of image
 
+# Pillow refuses images with more than twice as many pixels. Its own limit is below the 200 megapixels of some phones.
+# There must be one: a broken header can ask for any amount of memory.
+Image.MAX_IMAGE_PIXELS = 2**28
+
 
 def read_image(path):
     """Reads a JPEG, PNG or BMP file as an NDArray (H, W, 3), uint8, RGB.
 
     As in the authors' evaluation code, greyscale, palette, CMYK and 16-bit images are converted to 8-bit RGB, the alpha
     channel is dropped, and EXIF orientation is ignored.
-    Raises InputError, naming the file, if it is missing, of another format, or truncated.
+    Raises InputError, naming the file, if it is missing, of another format, truncated, or a JPEG or PNG of more than
+    536 megapixels.
     """
     try:
         data = Path(path).read_bytes()
@@ -32,7 +37,7 @@ def read_image(path):
         image.wait_to_read()  # decoding is asynchronous, errors are raised here
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}")
-    except (mx.base.MXNetError, ValueError) as error:
+    except (mx.base.MXNetError, ValueError, Image.DecompressionBombError) as error:
         reason = "cannot be decoded" if isinstance(error, mx.base.MXNetError) else error
         raise InputError(f"{path}: {reason}")
     return image
@@ -53,6 +58,8 @@ def _check_not_truncated(data):
     elif data.startswith(PNG):
         try:
             Image.open(io.BytesIO(data)).verify()  # checks the checksums without decoding
+        except Image.DecompressionBombError:
+            raise
         except Exception as error:  # Pillow raises SyntaxError and others
             raise ValueError(f"corrupt PNG file ({error})")
     elif not data.startswith(BMP):

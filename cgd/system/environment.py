@@ -122,10 +122,13 @@ def _load_cuda_wheels():
 
 def _explain(error):
     """Explains an error of the dynamic linker in one line: the missing wheel, or the build for this machine."""
-    missing = re.search(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object file", str(error))
-    if not missing:
+    broken = re.search(r"(lib[\w.+-]+\.so[\w.]*): (.*)", str(error))
+    library = broken.group(1) if broken else ""
+    if not broken or "cannot open shared object file" not in broken.group(2):
+        if library in CUDA_LIBRARIES:
+            advice = "pip install --force-reinstall -r requirements.txt"
+            return f"{library} of the wheel {CUDA_LIBRARIES[library]} cannot be loaded ({broken.group(2)}): {advice}"
         return f"MXNet cannot be loaded: {error}"
-    library = missing.group(1)
     if library == "libcuda.so.1":
         return (
             "this is MXNet's GPU build, but no NVIDIA driver is installed (libcuda.so.1). Install a driver, or use the "
@@ -144,8 +147,8 @@ def _import_mxnet():
     _use_all_cores()
     _forbid_tf32()
     os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")  # no line for each graph that oneDNN fuses
-    _load_cuda_wheels()
     try:
+        _load_cuda_wheels()
         with _without_role():
             import mxnet
     except OSError as error:
@@ -185,8 +188,13 @@ def context(gpu):
     capability = find_gpu(gpu, "" if built_with_cuda else "this is MXNet's CPU build")
     if capability is None:
         return mx.cpu()
+    driver = machine.open_driver()
+    if machine.is_too_old(driver):
+        raise InputError(f"--gpu {gpu}: {machine.TOO_OLD}; update it, or use --gpu -1 for the CPU")
     if not machine.has_code_for(capability):
-        raise InputError(f"--gpu {gpu}: {machine.no_code(capability)}; use --gpu -1 for the CPU")
+        others = [n for n, other in enumerate(machine.gpu_capabilities(driver)) if machine.has_code_for(other)]
+        advice = "".join(f"--gpu {other} has one that is supported, and " for other in others[:1])
+        raise InputError(f"--gpu {gpu}: {machine.no_code(capability)}; {advice}--gpu -1 uses the CPU")
     return mx.gpu(gpu)
 
 
@@ -246,10 +254,19 @@ def versions():
 
 
 def git_commit():
-    """The git commit of this checkout, with the suffix "-dirty" if files were modified; None without git."""
-    root = str(Path(__file__).resolve().parents[2])
-    try:
-        words = ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The git commit of this checkout, with the suffix "-dirty" if files were modified; None without git.
+
+    None also where the project was installed into a folder of another repository.
+    """
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*words):
+        words = ["git", "-C", str(root), *words]
         return subprocess.check_output(words, stderr=subprocess.DEVNULL, universal_newlines=True).strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return None

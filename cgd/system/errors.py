@@ -94,7 +94,7 @@ def _prepare_streams():
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))
-    if sys.stdout.errors == "strict":
+    if sys.stdout.errors == "strict" and hasattr(sys.stdout, "reconfigure"):  # not in Python 3.6, which is told so
         sys.stdout.reconfigure(errors="backslashreplace")  # as standard error has it
 
 

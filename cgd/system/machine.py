@@ -18,6 +18,10 @@ OLDEST_PYTHON, NEWEST_PYTHON = (3, 8), (3, 13)
 # version and of the same or a lower minor version.
 COMPILED_CAPABILITIES = ((5, 0), (6, 0), (7, 0), (8, 0), (8, 6))
 
+# The CUDA version that the driver must support: libraries of CUDA 11.2 run with any driver for 11.0 or later.
+OLDEST_CUDA = 11000
+TOO_OLD = "the NVIDIA driver is too old for CUDA 11, which needs version 450.80.02 or later"
+
 
 def check_python(version=sys.version_info):
     """Raises InputError unless MXNet 1.9.1 and numpy < 2 are available for this Python version."""
@@ -78,6 +82,12 @@ def gpu_capabilities(driver):
     return [tuple(_attribute(driver, gpu, code) for code in (75, 76)) for gpu in range(count.value)]
 
 
+def is_too_old(driver):
+    """Whether the driver does not support CUDA 11."""
+    version = ctypes.c_int()
+    return driver.cuDriverGetVersion(ctypes.byref(version)) != 0 or version.value < OLDEST_CUDA
+
+
 def _attribute(driver, gpu, code):
     """An attribute of a GPU: 75 and 76 are CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
     device, value = ctypes.c_int(), ctypes.c_int()
@@ -101,11 +111,15 @@ def no_code(capability):
 
 def main():
     check_python()
-    capabilities = gpu_capabilities(open_driver())
-    if any(has_code_for(capability) for capability in capabilities):
+    driver = open_driver()
+    capabilities = gpu_capabilities(driver)
+    usable = [capability for capability in capabilities if has_code_for(capability)]
+    if usable and is_too_old(driver):
+        print(f"{TOO_OLD}: using the CPU build", file=sys.stderr)
+    elif usable:
         print("requirements.txt")
         return
-    for capability in capabilities:
+    for capability in [] if usable else capabilities:
         print(f"{no_code(capability)}: using the CPU build", file=sys.stderr)
     print("requirements-cpu.txt")
 

@@ -1,9 +1,12 @@
 """The demo data set: drawn alike each time, whole or not at all, and its birds can be told apart."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from cgd.data import datasets
 from cgd.data.birds import draw_demo
 from cgd.system.errors import InputError
 
@@ -115,6 +118,15 @@ def test_a_strange_folder_is_refused_and_kept(tmp_path):
     with pytest.raises(InputError):
         draw_demo(tmp_path, 1, 1)
     assert contents(tmp_path) == {"notes.txt": b"mine"}
+
+
+def test_images_of_another_version_are_not_read(small_demo, tmp_path):
+    shutil.copytree(small_demo, tmp_path / "demo")
+    assert len(datasets.load("demo", tmp_path / "demo").train) == 24
+    drawn = tmp_path / "demo" / "drawn.txt"
+    drawn.write_text(drawn.read_text().replace("drawing 1:", "drawing 0:"))
+    with pytest.raises(InputError, match="drawn by another version of the program; delete it"):
+        datasets.load("demo", tmp_path / "demo")
 
 
 def test_two_processes_may_draw_the_same_set_at_once(tmp_path):

@@ -214,3 +214,20 @@ def test_a_box_outside_its_picture_is_named(records):
     record = records[0]._replace(box=(100, 0, 5, 5))
     with pytest.raises(InputError, match="0.jpg.*outside"):
         one_batch(images.EvalView([record], (16, 16)), [0])
+
+
+def of_size(width, height):
+    """A JPEG file of 8 x 8 pixels whose header says another size."""
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, "JPEG")
+    data = bytearray(data.getvalue())
+    start = data.index(b"\xff\xc0") + 5  # of the frame: length, precision, height, width
+    data[start : start + 4] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    return bytes(data)
+
+
+def test_a_photograph_of_200_megapixels_is_no_bomb_and_one_of_a_gigapixel_is_one_line(tmp_path):
+    images._check_not_truncated(of_size(16320, 12240))
+    (tmp_path / "huge.jpg").write_bytes(of_size(32000, 32000))
+    with pytest.raises(InputError, match="huge.jpg: Image size .* exceeds limit"):
+        images.read_image(tmp_path / "huge.jpg")

@@ -22,8 +22,12 @@ from conftest import ROOT, command
 class Driver:
     """Stands in for libcuda.so.1: GPUs of the given compute capabilities."""
 
-    def __init__(self, *capabilities, ready=True):
-        self.capabilities, self.ready = capabilities, ready
+    def __init__(self, *capabilities, ready=True, cuda=11020):
+        self.capabilities, self.ready, self.cuda = capabilities, ready, cuda
+
+    def cuDriverGetVersion(self, version):
+        version._obj.value = self.cuda
+        return 0
 
     def cuInit(self, flags):
         return 0 if self.ready else 100  # CUDA_ERROR_NO_DEVICE
@@ -41,9 +45,9 @@ class Driver:
         return 0
 
 
-def with_gpus(monkeypatch, *capabilities):
+def with_gpus(monkeypatch, *capabilities, **more):
     """As if this were the GPU build on a machine with these GPUs."""
-    monkeypatch.setattr(machine, "open_driver", lambda: Driver(*capabilities))
+    monkeypatch.setattr(machine, "open_driver", lambda: Driver(*capabilities, **more))
     features = types.SimpleNamespace(is_enabled=lambda name: name == "CUDA")
     monkeypatch.setattr(mx.runtime, "Features", lambda: features)
 
@@ -72,6 +76,14 @@ def test_the_requirements_suit_the_machine(monkeypatch, capsys, capabilities, fi
     monkeypatch.setattr(machine, "open_driver", lambda: Driver(*capabilities))
     machine.main()
     assert capsys.readouterr().out.strip() == file
+
+
+@pytest.mark.parametrize("cuda, file", [(10020, "requirements-cpu.txt"), (11000, "requirements.txt")])
+def test_a_driver_that_is_too_old_gets_the_cpu_build(monkeypatch, capsys, cuda, file):
+    monkeypatch.setattr(machine, "open_driver", lambda: Driver((7, 0), cuda=cuda))
+    machine.main()
+    out, err = capsys.readouterr()
+    assert out.strip() == file and ("driver is too old" in err) == (cuda < 11000)
 
 
 def test_other_pythons_are_told_before_anything_is_installed():
@@ -256,6 +268,18 @@ def test_a_gpu_without_code_is_an_error(monkeypatch):
         environment.context(0)
 
 
+def test_a_gpu_beside_one_that_has_code_is_told_of_it(monkeypatch):
+    with_gpus(monkeypatch, (12, 0), (8, 6))
+    with pytest.raises(InputError, match=r"12\.0.*; --gpu 1 has one that is supported, and --gpu -1 uses the CPU"):
+        environment.context(0)
+
+
+def test_a_driver_that_is_too_old_is_an_error(monkeypatch):
+    with_gpus(monkeypatch, (7, 0), cuda=10020)
+    with pytest.raises(InputError, match=r"--gpu 0: the NVIDIA driver is too old .* 450\.80\.02"):
+        environment.context(0)
+
+
 def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
     with_gpus(monkeypatch, (8, 6))
     with pytest.raises(InputError, match="--gpu 7: 1 GPU"):
@@ -269,6 +293,10 @@ def test_the_linkers_complaint_becomes_one_line():
     assert "nvidia-cudnn-cu11" in told
     told = environment._explain(OSError("libgomp.so.1: cannot open shared object file: No such file"))
     assert "libgomp.so.1" in told
+    told = environment._explain(OSError("/x/nvidia/cublas/lib/libcublas.so.11: file too short"))
+    assert (
+        "libcublas.so.11 of the wheel nvidia-cublas-cu11 cannot be loaded (file too short): pip install --force" in told
+    )
     assert "wrong ELF class" in environment._explain(OSError("libmxnet.so: wrong ELF class"))
 
 
@@ -291,6 +319,29 @@ def test_cuda_wheels_are_loaded_before_the_import(monkeypatch, tmp_path):
     environment._import_mxnet()
     everyone = environment.ctypes.RTLD_GLOBAL
     assert steps == [("libcublas.so.11", everyone), ("libcudnn.so.8", everyone), "import mxnet"]
+
+
+def test_a_broken_cuda_wheel_is_one_line(monkeypatch, tmp_path):
+    Imports(monkeypatch, [])
+    file = tmp_path / "cublas" / "lib" / "libcublas.so.11"
+    file.parent.mkdir(parents=True)
+    file.write_text("half of a file")
+    spec = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: spec)
+    with pytest.raises(InputError, match="libcublas.so.11 of the wheel nvidia-cublas-cu11 cannot be loaded"):
+        environment._import_mxnet()
+
+
+def test_the_commit_is_of_this_project_only(monkeypatch, tmp_path):
+    """Not of a repository that it was installed into."""
+    for words in (["init"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "-m", "other"]):
+        subprocess.check_call(
+            ["git", "-C", str(tmp_path), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+    for root, found in ((tmp_path, True), (tmp_path / "lib" / "site-packages", False)):
+        (root / "cgd" / "system").mkdir(parents=True)
+        monkeypatch.setattr(environment, "__file__", str(root / "cgd" / "system" / "environment.py"))
+        assert bool(environment.git_commit()) == found
 
 
 def test_seeding_makes_runs_equal():
