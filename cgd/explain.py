@@ -36,17 +36,6 @@ SIDE, GAP, LINE, TEXT = 144, 8, 17, 13  # pixels: an image, between images, a li
 INK, PALE = (40, 40, 40), (110, 110, 110)
 
 
-def box(text):
-    """An argparse type: "10,20,80,60" -> (10, 20, 80, 60)."""
-    try:
-        x, y, w, h = map(int, text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected X,Y,W,H in pixels, as in 10,20,80,60, found {text!r}")
-    if min(x, y) < 0 or min(w, h) < 1:
-        raise argparse.ArgumentTypeError(f"expected X and Y from 0, W and H from 1, found {text!r}")
-    return x, y, w, h
-
-
 def arguments():
     parser = errors.Parser(
         prog="python -m cgd.explain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -56,7 +45,7 @@ def arguments():
     add("images", metavar="A B", nargs="*", help="image files: A, and one or more B to compare it with")
     add("-o", "--output", required=True, metavar="FILE", help="image to write, such as maps.png or maps.jpg")
     help_ = "crop; give it once for each image, A first (default: whole images)"
-    add("--box", type=box, action="append", metavar="X,Y,W,H", help=help_)
+    add("--box", type=flags.box, action="append", metavar="X,Y,W,H", help=help_)
     help_ = "leave out what these descriptors share: file of test.py --save-embeddings, or .npy with (N, dim)"
     add("--common", metavar="FILE", help=help_)
     add = parser.add_argument_group("neighbours in an index").add_argument

@@ -43,6 +43,8 @@ def arguments():
     add = parser.add_argument
     add("index", metavar="INDEX", help="folder that cgd.describe wrote")
     add("queries", nargs="*", metavar="QUERY", help="a picture, or a folder of pictures")
+    help_ = "crop of a query; give it once for each picture (default: whole pictures)"
+    add("--box", type=flags.box, action="append", metavar="X,Y,W,H", help=help_)
     add("--like", action="append", type=flags.whole(0), metavar="N", help="search for picture N of the index")
     add("-k", type=flags.whole(1), default=10, metavar="K", help="pictures found for each query (default: 10)")
     add("--json", action="store_true", help="print a line of JSON for each query")
@@ -57,6 +59,10 @@ def arguments():
     options = parser.parse_intermixed_args()  # flags may stand before the queries
     if sum(map(bool, (options.queries, options.like, options.export))) != 1:
         raise InputError("give what to search for: either pictures, or --like, or --export")
+    if options.box and (len(options.box) != len(options.queries) or any(map(os.path.isdir, options.queries))):
+        raise InputError(
+            f"--box: {len(options.box)} given for {len(options.queries)} queries; expected one for each picture"
+        )
     if options.export:
         if Path(options.export).suffix not in (".npy", ".faiss"):
             raise InputError(f"--export {options.export}: expected a name that ends with .npy or .faiss")
@@ -66,17 +72,17 @@ def arguments():
     return options
 
 
-def find_queries(words):
-    """[Picture] with absolute paths, of pictures and folders."""
+def find_queries(words, boxes=None):
+    """[Picture] with absolute paths, of pictures and folders. boxes : the crop of each, if all are pictures."""
     found = []
-    for word in words:
+    for word, box in zip(words, boxes or [None] * len(words)):
         if os.path.isdir(word):
             root, some = pictures.find(word)
             found += [picture._replace(path=os.path.join(root, picture.path)) for picture in some]
         elif not os.path.exists(word):
             raise InputError(f"{word}: no such file; expected a picture or a folder of pictures")
         else:
-            found.append(pictures.Picture(os.path.abspath(word), 0, 0, None, None))
+            found.append(pictures.Picture(os.path.abspath(word), 0, 0, box, None))
     return found
 
 
@@ -94,10 +100,15 @@ def network_of(options, facts):
 
 
 def describe_queries(options, facts, queries):
-    """The queries that could be read, and their descriptors (n, dim), by the network of the index."""
+    """The queries that could be read, and their descriptors (n, dim), by the network of the index.
+
+    They have the precision of the index, so that a picture of it finds itself.
+    """
     options.prefix = network_of(options, facts)
-    options.dtype = "bfloat16" if facts["dtype"] == "bfloat16" else "float32"  # so that a picture finds itself
+    options.dtype = "bfloat16" if facts["dtype"] == "bfloat16" else "float32"
     options.runtime = descriptions.choose_runtime(options.prefix, options.runtime, options.dtype)
+    if descriptions.read(options.prefix)["cropped"] and not options.box:
+        errors.say("notice: this network was trained on cropped images; --box crops a query")
     numbers, vectors = [], [np.zeros((0, facts["dim"]), np.float32)]
 
     # Not before: it imports MXNet, which takes far longer than all the above.
@@ -108,7 +119,8 @@ def describe_queries(options, facts, queries):
         vectors.append(found)
     if not numbers:
         raise InputError(f"none of the {len(queries)} queries could be read")
-    return [queries[number] for number in numbers], np.concatenate(vectors)
+    found = np.concatenate(vectors).astype(facts["stored"]).astype(np.float32)
+    return [queries[number] for number in numbers], found
 
 
 def like(options, items, vectors):
@@ -234,7 +246,7 @@ def main():
         queries, described = like(options, items, vectors)
         queries = [query._replace(path=os.path.join(facts["folder"], query.path)) for query in queries]
     else:
-        queries, described = describe_queries(options, facts, find_queries(options.queries))
+        queries, described = describe_queries(options, facts, find_queries(options.queries, options.box))
     found, distances = search(described, options.k, vectors, options.like)
     if not os.path.isdir(facts["folder"]):
         moved = "the pictures are no longer there; describe them again at their new place, which computes nothing anew"

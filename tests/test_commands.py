@@ -19,6 +19,7 @@ from cgd.network import checkpoints, int8, onnx_graph
 from cgd.retrieval import sheet
 from cgd.retrieval.recall import recall_at_k
 from cgd.system import environment
+from cgd.system.errors import InputError
 from cgd.training import curves
 from conftest import LONG, ROOT, children_of, command, heed_stops, members_of, running, wait_until
 
@@ -95,6 +96,14 @@ def test_a_quantised_checkpoint_is_evaluated_like_any_other(run, small_demo, tmp
         assert_one_line(here("-m", "cgd.export", tmp_path / "int8", tmp_path / file), "give the checkpoint that it was")
 
 
+def test_an_onnx_file_is_refused_where_a_checkpoint_is_needed(small_demo, tmp_path, here):
+    told = "net.onnx: is an ONNX file; give the checkpoint that it was made from"
+    (tmp_path / "net.onnx").touch()
+    assert_one_line(here("-m", "cgd.quantize", tmp_path / "net.onnx", "-o", tmp_path / "int8"), told)
+    with pytest.raises(InputError, match="is an ONNX file"):
+        checkpoints.Checkpoint(tmp_path / "net.onnx")
+
+
 @pytest.mark.skipif(not LONG, reason="a process of its own, because oneDNN looks for its limit once")
 def test_a_cpu_without_bfloat16_is_told(run, small_demo):
     result = command(*evaluation(run, small_demo, "--dtype", "bfloat16"), DNNL_MAX_CPU_ISA="AVX2")
@@ -103,10 +112,10 @@ def test_a_cpu_without_bfloat16_is_told(run, small_demo):
 
 def test_what_differs_too_much_in_int8_is_not_written(run, small_demo, tmp_path, here, monkeypatch):
     for alike, told in (([1, 0.1, 0.2], "mean 0.4333"), ([1, 1, np.nan], "mean nan")):
-        found = None, None, np.array(alike)
+        found = None, None, np.array([alike, alike])
         monkeypatch.setattr(int8, "quantize_and_compare", lambda *_, found=found: found)
         result = here("-m", "cgd.quantize", run[0] / "last", "-o", tmp_path / "int8", "--data-dir", small_demo)
-        assert_one_line(result, "int8: not written; 3 training images")
+        assert_one_line(result, "int8: not written; 24 training images")
         assert told in result.stderr
     assert not list(tmp_path.iterdir())
 

@@ -20,6 +20,7 @@ from cgd.gallery import page
 from cgd.network import checkpoints
 from cgd.retrieval import index
 from cgd.system.environment import mx
+from cgd.system.errors import InputError
 from conftest import LONG, ROOT, command, heed_stops, lively_network
 
 SIDE = 32
@@ -397,3 +398,37 @@ def test_bad_descriptions_are_one_line(photos, describe, tmp_path, words, messag
     words = [str(tmp_path / word) if word.startswith(("photos", "nowhere", "list")) else word for word in words]
     result = describe(*words, *([] if "-o" in words else ["-o", tmp_path / "i"]), code=2)
     assert message.replace("LIST", str(tmp_path / "list.txt")) in result.stderr.strip().splitlines()[-1]
+
+
+def test_a_query_is_cropped_as_it_was_when_it_was_described(photos, describe, search, tmp_path):
+    """With --box it finds itself, also in an index that is rounded to float16."""
+    first = all_paths(photos)[0]
+    lines = [
+        f"{number} 0 photos/{os.path.relpath(path, photos)}" for number, path in enumerate(all_paths(photos)[:2], 1)
+    ]
+    (tmp_path / "list.txt").write_text("\n".join(["image_id class_id path", *lines]))
+    (tmp_path / "boxes.txt").write_text("1 5 6 20 18\n2 0 0 30 30\n")
+    words = ["--bbox-txt", tmp_path / "boxes.txt", "-o", tmp_path / "i", "--stored", "float16"]
+    describe(tmp_path / "list.txt", *words)
+    found = [search(tmp_path / "i", first, "-k", 1, *box).stdout.split()[-3:] for box in (["--box", "5,6,20,18"], [])]
+    assert found[0] == ["0.0000", "0", first] and float(found[1][0]) > 0.001
+    told = search(tmp_path / "i", first, "--box", "1,2,3,4", "--box", "1,2,3,4", code=2).stderr
+    assert "--box: 2 given for 1 queries; expected one for each picture" in told
+
+
+def test_vectors_of_another_length_are_not_stored(tmp_path):
+    facts = dict.fromkeys(index.SAME, "x")
+    facts.update(dim=12, stored="float32")
+    (tmp_path / "i" / "parts").mkdir(parents=True)
+    part = index.Part(tmp_path / "i" / "parts" / "0", facts)
+    with pytest.raises(InputError, match="the network gives 4 dimensions, but its description says 12"):
+        part.append([], np.zeros((9, 4), np.float32))
+
+
+def test_a_damaged_index_is_to_be_deleted(photos, describe, search, tmp_path):
+    """The advice to run the same command again would not help."""
+    describe(photos, "-o", tmp_path / "i")
+    items = tmp_path / "i" / index.ITEMS
+    items.write_bytes(items.read_bytes().split(b"\n", 1)[1])
+    assert "it is damaged: delete it, and describe the pictures again" in search(tmp_path / "i", photos, code=2).stderr
+    assert "it is damaged: delete it" in describe(photos, "-o", tmp_path / "i", code=2).stderr

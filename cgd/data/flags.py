@@ -33,6 +33,17 @@ def ranks(text):
         raise argparse.ArgumentTypeError(f"expected whole numbers from 1, as in 1,2,4,8, found {text!r}")
 
 
+def box(text):
+    """An argparse type: "10,20,80,60" -> (10, 20, 80, 60)."""
+    try:
+        x, y, w, h = map(int, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected X,Y,W,H in pixels, as in 10,20,80,60, found {text!r}")
+    if min(x, y) < 0 or min(w, h) < 1:
+        raise argparse.ArgumentTypeError(f"expected X and Y from 0, W and H from 1, found {text!r}")
+    return x, y, w, h
+
+
 def add_data_flags(parser, default, crop_default="crop if there are boxes"):
     """Adds the flags that select the images.
 

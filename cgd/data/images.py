@@ -8,7 +8,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
@@ -48,6 +48,8 @@ def _check_not_truncated(data):
     if data.startswith(JPEG):
         try:
             image = Image.open(io.BytesIO(data))  # reads the header; OpenCV may return garbage for a truncated one
+        except UnidentifiedImageError:  # its text has an address, so that a file would count again at each reading
+            raise ValueError("broken JPEG file")
         except SyntaxError as error:
             raise ValueError(f"broken JPEG file ({error})")
         if not image.tile:  # Pillow has found no image data

@@ -290,7 +290,7 @@ function showMaps() {
   byId("controls").hidden = !maps;
   byId("unmapped").hidden = !opened.row.maps || Boolean(maps);
   if (!maps) return;
-  letter = Math.min(letter, maps.length - 1);
+  letter = Math.min(letter, maps.length - 1); // the pair before may have had more
   const choices = maps.map(([name, value], index) => {
     const radio = element("input", { type: "radio", name: "letter", checked: index === letter });
     radio.addEventListener("change", () => {

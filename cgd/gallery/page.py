@@ -186,7 +186,7 @@ def _by_number(label):
 
 
 def _add_maps(rows, items, maps):
-    """Adds "maps" to the rows: for each item of a row its maps, or None."""
+    """Adds "maps" to the rows: for each item of a row its maps; None without, as where a picture cannot be read."""
     places = []  # (row, index of the item in it)
     for row in rows:
         row["maps"] = [None] * len(row["items"])
@@ -197,7 +197,7 @@ def _add_maps(rows, items, maps):
         row["maps"][index] = [
             [each.name, round(float(each.value), 4), _quantised(each.query), _quantised(each.neighbour)]
             for each in found
-        ]
+        ] or None
 
 
 def _quantised(values):

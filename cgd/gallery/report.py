@@ -31,6 +31,7 @@ def write(file, result, dataset, facts, shown=500, link_images=False, maps=None)
         raise InputError("--html: only one test image, so that there is nothing to retrieve")
     gallery = searched.embeddings if result.gallery else None
     found, distances = nearest(queries.embeddings, k, gallery, return_distances=True)
+    found, distances = wrong_first(found, distances, queries.identities, searched.identities)
     labels = labels_of(dataset.classes)
     items, gallery_items = (
         [page.Item(record.path, record.box, labels[record.identity]) for record in part.records]
@@ -65,6 +66,13 @@ def write(file, result, dataset, facts, shown=500, link_images=False, maps=None)
         link_images=link_images,
         maps=maps,
     )
+
+
+def wrong_first(found, distances, identities, gallery_identities):
+    """Neighbours (N, k) and their distances, those of other classes first among equal distances, as R@K counts them."""
+    right = gallery_identities[found] == identities[:, None]
+    order = np.lexsort((right, distances), axis=1)
+    return np.take_along_axis(found, order, axis=1), np.take_along_axis(distances, order, axis=1)
 
 
 def labels_of(classes):

@@ -21,7 +21,7 @@ def maps_of(checkpoint, ctx, common, size=None):
     def maps(pairs):
         for start in range(0, len(pairs), PAIRS):
             part = pairs[start : start + PAIRS]
-            pixels = {item: _pixels(item) for pair in part for item in pair}
+            pixels = {item: _pixels(item, vectors.size) for pair in part for item in pair}
             readable = [item for item, picture in pixels.items() if picture is not None]
             found = vectors([pixels[item] for item in readable])
             places = {item: without(each, common) for item, each in zip(readable, found)}
@@ -32,10 +32,13 @@ def maps_of(checkpoint, ctx, common, size=None):
     return maps
 
 
-def _pixels(item):
-    """The picture of an Item, (H, W, 3) uint8, cropped; None if it cannot be read."""
+def _pixels(item, size):
+    """The picture of an Item, (H, W, 3) uint8, cropped, of the network's size; None if it cannot be read.
+
+    Resized at once, because many photographs as they come from a camera do not fit into the memory.
+    """
     try:
-        return images.crop(images.read_image(item.path), item.box).asnumpy()
+        return images.resize(images.crop(images.read_image(item.path), item.box), size).asnumpy()
     except InputError:
         return None
 

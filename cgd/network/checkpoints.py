@@ -16,7 +16,7 @@ from cgd.network import descriptions, graphs, model, onednn, weights
 from cgd.network.parameters import read_arrays, write_arrays
 from cgd.system.environment import mx, versions
 from cgd.system.errors import InputError
-from cgd.system.files import replacing
+from cgd.system.files import replacing, to_disk
 
 
 class Checkpoint:
@@ -28,8 +28,9 @@ class Checkpoint:
     """
 
     def __init__(self, prefix):
-        """Raises InputError if files are missing, unreadable or inconsistent."""
+        """Raises InputError if files are missing, unreadable or inconsistent, and for an ONNX file."""
         self.prefix = str(prefix)
+        descriptions.must_be_a_checkpoint(self.prefix)
         self.description = descriptions.read(self.prefix)
         self.symbol = _read_symbol(self.prefix + "-symbol.json")
         self.arg_params, self.aux_params = _read_params(self.prefix + "-0000.params")
@@ -52,9 +53,11 @@ class Checkpoint:
         weights.check_names((arguments - {"data"}) | states, set(self.arg_params) | set(self.aux_params), file)
         height, width = self.description["image_height"], self.description["image_width"]
         try:
-            arg_shapes, _, aux_shapes = self.symbol.infer_shape_partial(data=(1, 3, height, width))
+            arg_shapes, outputs, aux_shapes = self.symbol.infer_shape_partial(data=(1, 3, height, width))
         except (mx.base.MXNetError, TypeError, ValueError):
             raise InputError(f"{self.prefix}-symbol.json: not a network for images of {width} x {height}")
+        if outputs and len(outputs[0]) == 2:
+            self._check_dim(outputs[0][1])
         expected = dict(zip(self.symbol.list_arguments(), arg_shapes))
         expected.update(zip(self.symbol.list_auxiliary_states(), aux_shapes))
         for name, value in dict(self.arg_params, **self.aux_params).items():
@@ -64,6 +67,16 @@ class Checkpoint:
                 raise InputError(f"{file}: {name} is in {np.dtype(value.dtype)}; expected float32")
             if not np.isfinite(value.asnumpy()).all():
                 raise InputError(f"{file}: {name} contains values that are not finite")
+
+    def _check_dim(self, dim):
+        """Compares the graph's dimensions with those that PREFIX.json gives, or sets them if it does not."""
+        given = descriptions.of_file(self.prefix + ".json").get("dim", dim)
+        if given != dim:
+            raise InputError(
+                f"{self.prefix}-symbol.json: gives {dim} dimensions, but {self.prefix}.json says {given}; the files "
+                "are of different checkpoints"
+            )
+        self.description["dim"] = dim
 
     def graph(self, ctx, size=None, dtype="float32"):
         """A block of the graph on the device `ctx`, for inference: images (N, 3, H, W) -> embeddings (N, dim).
@@ -140,12 +153,14 @@ def write(prefix, symbol, values, description):
     params.update({"aux:" + name: value for name, value in states.items()})
     description = dict(description, versions=versions())
     # All are written before any is renamed. The description is renamed last.
-    with replacing(prefix + ".json") as part:
-        part.write_text(json.dumps(description, indent=1) + "\n")
-        with replacing(prefix + "-symbol.json") as part:
-            part.write_text(graphs.text_of(symbol))
+    with replacing(prefix + ".json") as text:
+        text.write_text(json.dumps(description, indent=1) + "\n")
+        with replacing(prefix + "-symbol.json") as graph:
+            graph.write_text(graphs.text_of(symbol))
             with replacing(prefix + "-0000.params") as part:
                 write_arrays(part, params)
+                for written in (part, graph, text):  # before the old description goes, so that a kill has no time
+                    to_disk(written)
                 with suppress(FileNotFoundError):
                     Path(prefix + ".json").unlink()
 

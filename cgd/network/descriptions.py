@@ -1,10 +1,11 @@
 """The description of a checkpoint, PREFIX.json: its network and how its images are prepared. Does not import MXNet."""
 
 import json
+from functools import lru_cache
 from pathlib import Path
 
 from cgd.network import protobuf
-from cgd.system.errors import InputError
+from cgd.system.errors import InputError, say
 
 # The options of the released checkpoint, from the authors' evaluation code; defaults for missing keys of a description.
 RELEASED = {
@@ -59,7 +60,20 @@ def read(name):
         return read_onnx(name)
     for ending in ("-symbol.json", "-0000.params"):
         _must_exist(name, ending)
-    return dict(RELEASED, **_read(f"{name}.json"))
+    if not Path(f"{name}.json").exists():
+        _say_that_it_is_taken_as_released(name)
+    return dict(RELEASED, **of_file(f"{name}.json"))
+
+
+@lru_cache(maxsize=None)  # once for each name
+def _say_that_it_is_taken_as_released(name):
+    say(f"notice: {name}.json is missing: taken as the authors' model, MG, 1536-d, 224 x 224, cropped, cub200")
+
+
+def must_be_a_checkpoint(name):
+    """Raises InputError for the name of an ONNX file."""
+    if is_onnx(name):
+        raise InputError(f"{name}: is an ONNX file; give the checkpoint that it was made from")
 
 
 def must_be_in_float32(prefix, description):
@@ -89,7 +103,8 @@ def read_onnx(file):
     return dict(RELEASED, **_checked(description, file))
 
 
-def _read(file):
+def of_file(file):
+    """The keys that a PREFIX.json gives, with current names; {} without one. Raises InputError for a broken one."""
     if not Path(file).exists():
         return {}
     try:

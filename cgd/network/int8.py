@@ -17,7 +17,9 @@ BACKEND = "MKLDNN_QUANTIZE"  # MXNet's pass that fuses operators, before and aft
 def quantize_and_compare(checkpoint, x, batch_size):
     """The graph of a float32 `Checkpoint` in int8, its parameters, and the cosine similarities of both's descriptors.
 
-    x : (N, 3, H, W) normalised images, all of which are used · similarities : (N,), NaN for what is not finite
+    x : (N, 3, H, W) normalised images, all of which are used
+    similarities : (2, N), NaN for what is not finite: as they are, and without the mean of the float32 descriptors. A
+        descriptor that is this mean counts as it is, in both.
 
     Raises InputError as `quantize` does.
     """
@@ -28,8 +30,24 @@ def quantize_and_compare(checkpoint, x, batch_size):
     symbol, values = quantize(checkpoint.symbol, values, padded, size)
     one, other = checkpoint.graph(mx.cpu()), onednn.for_inference(symbol, values, mx.cpu(), size, "int8")
     batches = [x[first : first + count] for first in range(0, len(x), count)]
-    alike = [(one(batch).asnumpy() * other(batch).asnumpy()).sum(axis=1) for batch in batches]
-    return symbol, values, np.concatenate(alike)
+    found = [np.concatenate([net(batch).asnumpy() for batch in batches]) for net in (one, other)]
+    return symbol, values, similarities(*found)
+
+
+def similarities(embeddings, others):
+    """(2, N): the cosine similarities of (N, dim) and (N, dim), as they are, and without the mean of the first.
+
+    A row of the first that differs from their mean by rounding only counts as it is, in both.
+    """
+
+    def cosine(a, b):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+
+    mean = embeddings.mean(axis=0)
+    whole, rest = cosine(embeddings, others), cosine(embeddings - mean, others - mean)
+    alone = np.linalg.norm(embeddings - mean, axis=1) < 1e-5
+    return np.stack([whole, np.where(alone, whole, rest)])
 
 
 def quantize(symbol, values, batches, size):

@@ -36,10 +36,11 @@ class Model:
     """
 
     def __init__(self, name, runtime, gpu, dtype, batch_size):
-        self.name, self.description, self.batch_size = name, descriptions.read(name), batch_size
-        self.dim, self.preprocessing = self.description["dim"], preprocessing_of(self.description)
         runtime = descriptions.choose_runtime(name, runtime, dtype)
         source, self.ctx, _ = runtimes.open_network(name, runtime, gpu)
+        self.name, self.batch_size = name, batch_size
+        self.description = source.description if runtime == "mxnet" else descriptions.read(name)
+        self.dim, self.preprocessing = self.description["dim"], preprocessing_of(self.description)
         self.embed = source.graph(self.ctx, self.preprocessing.size, dtype)
 
     def describe(self, pictures):

@@ -89,7 +89,9 @@ def read(folder):
         if not fits or (folder / NEW / FACTS).exists() or _state(folder) != before:  # in this order
             raise ValueError("its files are not of one time")
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder}: not a complete index ({error}); {AGAIN}")
+        changing = (folder / NEW).exists() or _state(folder) != before
+        advice = AGAIN if changing else "it is damaged: delete it, and describe the pictures again"
+        raise InputError(f"{folder}: not a complete index ({error}); {advice}")
     return facts, items, vectors
 
 
@@ -221,7 +223,7 @@ class Part:
             self.vectors, self.items = (open(f"{prefix}{ending}", "ab+") for ending in (".f", ".jsonl"))
         busy = f"another process describes the same pictures (part {prefix.name})"
         _lock(self.vectors, fcntl.LOCK_EX, self.folder, busy)
-        self.stored = facts["stored"]
+        self.stored, self.dim = facts["stored"], facts["dim"]
         lines, count = _complete(prefix, facts)
         with _writing(self.folder):
             self.vectors.truncate(count * _row_bytes(facts))
@@ -231,7 +233,12 @@ class Part:
             self._flush()
 
     def append(self, pictures, vectors):
-        """Adds pictures and their vectors (n, dim). When this returns, a kill does not lose them."""
+        """Adds pictures and their vectors (n, dim). When this returns, a kill does not lose them.
+
+        Raises InputError for vectors of another length than the description of their network says.
+        """
+        if vectors.shape[1] != self.dim:
+            raise InputError(f"the network gives {vectors.shape[1]} dimensions, but its description says {self.dim}")
         with _writing(self.folder):
             self.vectors.write(np.asarray(vectors, self.stored).tobytes())
             self._flush()

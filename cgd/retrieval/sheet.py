@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cgd.data import flags
+from cgd.gallery import pictures
 from cgd.retrieval.recall import nearest
 from cgd.system import errors, files
 from cgd.system.errors import InputError
@@ -58,8 +59,8 @@ def neighbours(saved, file, queries=8, k=8, seed=0):
 def _thumbnail(path, box):
     try:
         image = Image.open(str(path)).convert("RGB")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or 'cannot be decoded'}")
+    except pictures.BROKEN as error:
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or 'cannot be decoded'}")
     if box is not None:
         x, y, w, h = box
         image = image.crop((x, y, min(x + w, image.width), min(y + h, image.height)))

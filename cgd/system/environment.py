@@ -219,13 +219,14 @@ def find_gpu(gpu, no_cuda):
 def memory_for(advice):
     """Context manager that turns out-of-memory errors into an InputError that ends with `advice`.
 
-    They have the message of the allocator, CUDA or cuDNN. MXNet raises them as an MXNetError when a result is waited
-    for, onnxruntime as one of its own types.
+    They have the message of the allocator, CUDA or cuDNN, or are a MemoryError, as those of numpy. MXNet raises them as
+    an MXNetError when a result is waited for, onnxruntime as one of its own types.
     """
     try:
         yield
     except Exception as error:
-        if isinstance(error, InputError) or not _OUT_OF_MEMORY.search(str(error)):
+        found = isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error))
+        if isinstance(error, InputError) or not found:
             raise
         raise InputError(f"out of memory; {advice}")
 

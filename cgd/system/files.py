@@ -18,14 +18,19 @@ def replacing(path):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        with open(part, "rb+") as file:  # written to the disk before the rename, so that it survives a power failure
-            os.fsync(file.fileno())
+        to_disk(part)  # before the rename, so that it survives a power failure
         os.replace(part, path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})")
     finally:
         if part.exists():
             part.unlink()
+
+
+def to_disk(path):
+    """Returns when the disk has what was written to a file."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def must_be_writable(path):

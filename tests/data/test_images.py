@@ -216,6 +216,18 @@ def test_a_box_outside_its_picture_is_named(records):
         one_batch(images.EvalView([record], (16, 16)), [0])
 
 
+@pytest.mark.parametrize("length", [3, 20, 160])
+def test_what_is_wrong_with_a_file_has_the_same_words_each_time(records, tmp_path, length):
+    """Or it would count again at each reading, towards --skip-unreadable N."""
+    (tmp_path / "cut.jpg").write_bytes(open(records[0].path, "rb").read()[:length])
+    told = set()
+    for _ in range(3):
+        with pytest.raises(InputError, match="cut.jpg: ") as error:
+            images.read_image(tmp_path / "cut.jpg")
+        told.add(str(error.value))
+    assert len(told) == 1 and " at 0x" not in told.pop()
+
+
 def of_size(width, height):
     """A JPEG file of 8 x 8 pixels whose header says another size."""
     data = io.BytesIO()

@@ -218,6 +218,26 @@ def test_a_click_opens_a_pair_with_its_maps(opened):
     assert not opened.run("return document.getElementById('pair').open")
 
 
+def test_a_pair_without_maps_opens_and_the_next_one_has_its_own_again(browser, evaluated, tmp_path):
+    """As where a picture of an index was deleted after it had been described."""
+    file = tmp_path / "page.html"
+
+    def some(pairs):
+        found = list(maps(pairs))
+        return [[], *found[1:]]
+
+    report.write(file, *evaluated, [], maps=some)
+    browser.open(file)
+    browser.console()
+    for tile, with_maps in ((2, False), (3, True)):
+        browser.click(f".row:nth-child(1) .tile:nth-child({tile})")
+        assert browser.run("return document.getElementById('pair').open")
+        assert browser.run("return document.querySelectorAll('#large canvas').length") == 2 * with_maps
+        assert browser.run("return document.getElementById('unmapped').hidden") == with_maps
+        browser.press("Escape")
+    assert [text for text in browser.console() if "willReadFrequently" not in text] == []
+
+
 def test_the_plot_is_linked_to_the_pictures(opened):
     assert opened.texts("#legend")[0].endswith("of the variance.")
     drawn = (

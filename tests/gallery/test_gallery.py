@@ -263,3 +263,11 @@ def test_the_package_has_the_files_of_the_page():
     listed = re.search(r'^"cgd.gallery" = \[(.*)\]$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE).group(1)
     there = {path.name for path in (ROOT / "cgd" / "gallery").iterdir() if path.suffix not in (".py", "")}
     assert set(re.findall(r'"([^"]+)"', listed)) == there
+
+
+def test_among_equal_distances_those_of_other_classes_come_first():
+    """As R@K counts them: a query whose nearest neighbours are all as near has not found its class."""
+    found, distances = np.array([[4, 0, 2, 1]]), np.array([[0.0, 0.5, 0.5, 0.7]])
+    identities = np.array([9, 7, 8, 8, 7])
+    order, far = report.wrong_first(found, distances, np.array([9]), identities)
+    assert order.tolist() == [[4, 2, 0, 1]] and far.tolist() == distances.tolist()

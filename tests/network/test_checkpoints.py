@@ -4,6 +4,7 @@ import json
 import os
 import resource
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,7 +111,7 @@ def test_the_description_says_what_an_evaluation_needs(saved):
 def test_a_checkpoint_without_description_has_the_released_models(saved):
     os.remove(saved[1] + ".json")
     description = checkpoints.Checkpoint(saved[1]).description
-    assert description == descriptions.RELEASED
+    assert description == dict(descriptions.RELEASED, dim=12)  # which the graph gives
     assert (description["config"], description["image_width"], description["cropped"]) == ("MG", 224, True)
 
 
@@ -136,6 +137,22 @@ def test_parameters_that_do_not_fit_the_graph_are_named(saved, change, words):
     change_params(saved[1], change)
     with pytest.raises(InputError, match=words):
         checkpoints.Checkpoint(saved[1])
+
+
+def test_another_length_of_the_descriptors_is_named(saved):
+    file = Path(saved[1] + ".json")
+    file.write_text(json.dumps(dict(json.loads(file.read_text()), dim=24)))
+    with pytest.raises(InputError, match="gives 12 dimensions, but .*json says 24"):
+        checkpoints.Checkpoint(saved[1])
+
+
+def test_a_missing_description_is_told_once(saved, capsys):
+    descriptions.read(saved[1])
+    assert capsys.readouterr().err == ""
+    os.remove(saved[1] + ".json")
+    for _ in range(2):
+        assert descriptions.read(saved[1])["dim"] == 1536
+    assert capsys.readouterr().err.count(".json is missing: taken as the authors' model") == 1
 
 
 def test_parameters_that_do_not_fit_the_block_are_named(saved):

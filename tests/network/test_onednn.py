@@ -267,7 +267,8 @@ def test_int8_is_close_and_is_a_checkpoint_like_any_other(backbone, tmp_path, mo
     checkpoint = checkpoints.Checkpoint(prefix)
     found = checkpoint.graph(mx.cpu())(pictures(6)).asnumpy()
     similarity = (found * net.embed(pictures(6)).asnumpy()).sum(axis=1)
-    np.testing.assert_allclose(alike, similarity, atol=1e-4)
+    np.testing.assert_allclose(alike[0], similarity, atol=1e-4)
+    assert (alike[1] < alike[0]).all()
     assert 0.85 < similarity.min() and similarity.max() < 0.9999999
     for refused in (
         lambda: checkpoint.graph(mx.cpu(), dtype="bfloat16"),
@@ -280,6 +281,18 @@ def test_int8_is_close_and_is_a_checkpoint_like_any_other(backbone, tmp_path, mo
     checkpoints.write(prefix, symbol, values, {"image_width": SIDE, "image_height": SIDE})
     with pytest.raises(InputError, match="is in int8, but the dtype in .*int8.json is float32"):
         checkpoints.Checkpoint(prefix)
+
+
+def test_similarities_without_the_mean_by_hand():
+    """A network that describes all images alike is similar, and not so without what they share."""
+    embeddings = np.array([[0.8, 0.6], [0.8, -0.6], [1.0, 0.0]])
+    constant = np.array([[1.0, 0.0]] * 3)
+    whole, rest = int8.similarities(embeddings, constant)
+    np.testing.assert_allclose(whole, [0.8, 0.8, 1])
+    x = 0.8 - 2.6 / 3
+    np.testing.assert_allclose(rest, [x / np.hypot(x, 0.6), x / np.hypot(x, 0.6), 1])
+    np.testing.assert_allclose(int8.similarities(embeddings, embeddings), 1)
+    np.testing.assert_allclose(int8.similarities(constant, embeddings), [[0.8, 0.8, 1]] * 2)  # they are their mean
 
 
 def a_convolution():

@@ -300,6 +300,13 @@ def test_the_linkers_complaint_becomes_one_line():
     assert "wrong ELF class" in environment._explain(OSError("libmxnet.so: wrong ELF class"))
 
 
+@pytest.mark.parametrize("error", [MemoryError(), MemoryError("Unable to allocate 945. MiB for an array")])
+def test_numpys_memory_is_memory_too(error):
+    with pytest.raises(InputError, match="out of memory; give fewer"):
+        with environment.memory_for("give fewer"):
+            raise error
+
+
 def test_every_cuda_wheel_is_required_and_every_required_one_is_loaded():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     required = {line.split("<")[0] for line in lines if line.startswith("nvidia-")}
