@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cgd import demo
-from cgd.data import datasets
+from cgd import demo, export
+from cgd.data import datasets, images
 from cgd.network import checkpoints, int8, onnx_graph
 from cgd.retrieval import sheet
 from cgd.retrieval.recall import recall_at_k
@@ -69,6 +70,61 @@ def test_train_reports_last_and_best(run):
     record = json.loads((folder / "arguments.json").read_text())
     assert record["recipe"]["iterations"] == 20 and record["recipe"]["lr"] == 1e-3 and "--seed" in record["command"]
     assert record["tf32_allowed"] is environment.tf32_allowed()
+
+
+def test_the_seed_decides_the_initial_weights(small_demo, tmp_path, here):
+    """Of three runs without an iteration, two with one seed: else the rows of a table would be the same run."""
+    found = []
+    for number, seed in enumerate((2, 3, 3)):
+        words = ["--from-scratch", "--iterations", 0, "--seed", seed, "--output-dir", tmp_path / str(number), *SMALL]
+        result = here("train.py", "--dataset", "demo", "--data-dir", small_demo, "--num-workers", 0, *words)
+        assert result.returncode == 0, result.stderr
+        arrays = checkpoints.Checkpoint(tmp_path / str(number) / "last").arg_params
+        found.append(next(value.asnumpy() for name, value in arrays.items() if name.endswith("conv0_weight")))
+    assert np.array_equal(found[1], found[2]) and not np.array_equal(found[0], found[1])
+
+
+def test_images_need_not_be_square(small_demo, tmp_path, here, monkeypatch):
+    """Width and height keep their places from the flags to the description, and in the evaluation."""
+    seen = []
+    normalise = images.normalise
+    monkeypatch.setattr(images, "normalise", lambda x, *rest: seen.append(x.shape[1:3]) or normalise(x, *rest))
+    words = ["--from-scratch", "--iterations", 1, "--output-dir", tmp_path / "run", *SMALL, "--image-width", 64]
+    result = here("train.py", "--dataset", "demo", "--data-dir", small_demo, "--num-workers", 0, *words)
+    assert result.returncode == 0, result.stderr
+    description = json.loads((tmp_path / "run" / "last.json").read_text())
+    assert (description["image_width"], description["image_height"]) == (64, 32)
+    result = here(*evaluation([tmp_path / "run"], small_demo, "--num-workers", 0))
+    assert "warning" not in result.stderr
+    assert printed(result) == [round(recall, 4) for recall in description["recall"].values()]
+    assert set(seen) == {(32, 64)}
+
+
+def test_a_query_that_is_alone_in_its_class_is_told(run, small_demo, tmp_path, evaluate):
+    records = datasets.load("demo", small_demo).test
+    others = [record for record in records if record.identity != records[0].identity]
+    listed = write_list(tmp_path / "test.txt", [records[0], *others], small_demo)
+    lists = ["--dataset", "lists", "--uncropped", "--test-txt", listed]
+    told = f"warning: 1 of {len(others) + 1} queries have no other image of their class to retrieve"
+    assert told in evaluate(run, small_demo, *lists).stderr
+    assert "queries have no other" not in evaluate(run, small_demo).stderr
+
+
+def test_export_takes_its_flags(run, tmp_path, here, monkeypatch):
+    """safetensors by the command; for ONNX, which flag does what, without the package."""
+    result = here("-m", "cgd.export", run[0] / "last", tmp_path / "net.safetensors")
+    assert result.returncode == 0 and "written: " in result.stdout, result.stderr
+    export.write_safetensors(checkpoints.Checkpoint(run[0] / "last"), str(tmp_path / "again.safetensors"))
+    assert (tmp_path / "net.safetensors").read_bytes() == (tmp_path / "again.safetensors").read_bytes()
+    names, taken = ("fold", "dynamic-size", "with-preprocessing"), []
+    monkeypatch.setattr(onnx_graph, "export", lambda checkpoint, *flags: taken.append(flags) or model)
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    model = SimpleNamespace(SerializeToString=lambda: b"model")
+    for name in names:
+        result = here("-m", "cgd.export", run[0] / "last", tmp_path / "net.onnx", f"--{name}")
+        assert result.returncode == 0 and "not compared with MXNet" in result.stdout, result.stderr
+    assert taken == [(True, False, False), (False, True, False), (False, False, True)]
+    assert (tmp_path / "net.onnx").read_bytes() == b"model"
 
 
 def test_test_prints_what_train_measured(run, small_demo):
@@ -573,6 +629,9 @@ BAD_TRAININGS = [
     (["--dim", "0"], "--dim 0: expected a number from 1"),
     (["--batch-size", "0"], "--batch-size 0"),
     (["--batch-size", "7"], "--batch-size 7"),
+    (["--resize-size", "31"], "--resize-size 31: expected --image-width 32 or more"),
+    (["--batch-size", "2"], "--batch-size 2: expected at least two identities"),
+    (["--ranking-weight", "0", "--classification-weight", "0"], "nothing to train"),
     (["--images-per-identity", "1"], "--images-per-identity 1: expected 2 or more, for positives"),
     (["--batch-size", "64"], "32 identities"),
     (["--backbone", "resnet19"], "resnet19"),

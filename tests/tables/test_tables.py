@@ -121,6 +121,30 @@ def test_runs_that_train_alike_have_the_same_effect(small_study, effects):
     assert effect(small_study.job(row, 0)) == effects(small_study.job(paper.Row("recipe"), 0))
 
 
+# Another value of each field of a recipe; not of those that act later than in the first iteration.
+OTHER_VALUES = dict(config="GM", dim=48, backbone="mobilenet0.5", architecture="B", fusion="sum", gem_p=4.0)
+OTHER_VALUES.update(learn_p=True, dense_bias=False, freeze_batch_norm=True, image_width=48, image_height=48)
+OTHER_VALUES.update(mean=(0.5, 0.4, 0.3), std=(0.3, 0.3, 0.3), resize_size=48, direct_resize_prob=1.0, batch_size=12)
+OTHER_VALUES.update(images_per_identity=2, lr=1e-5, backbone_lr_mult=0.5, weight_decay=0.1, margin=0.3)
+OTHER_VALUES.update(soft_margin=True, squared=True, ranking_weight=2.0, classification_weight=2.0, temperature=1.0)
+OTHER_VALUES.update(smoothing=0.0)
+LATER = {"iterations", "milestones", "gamma", "eval_every"}
+OF_OTHER_NETWORKS = {"last_stride": 2}  # this one keeps its strides
+
+
+def test_every_field_of_a_recipe_reaches_the_training(small_study, effects):
+    """And soft_margin and squared, which are passed side by side, are not exchanged: their losses differ."""
+    assert set(OTHER_VALUES) | LATER | set(OF_OTHER_NETWORKS) == set(recipes.Recipe.__dataclass_fields__)
+    plain = effects(small_study.job(paper.Row("recipe"), 0))
+    found = {name: effects(small_study.job(paper.Row(name, {name: value}), 0)) for name, value in OTHER_VALUES.items()}
+    for name, other in found.items():
+        assert other != plain, name
+    hinge, soft, squared = (each["loss"][0]["ranking_loss"] for each in (plain, found["soft_margin"], found["squared"]))
+    # Here all triplets are active, so that x is the hinge without its margin, and ln(1 + exp(x)) is nearly straight.
+    assert hinge > 0.1 and soft == pytest.approx(np.log1p(np.exp(hinge - 0.1)), abs=0.02)
+    assert abs(soft - squared) > 0.05
+
+
 @pytest.mark.parametrize("name", list(paper.TABLES))
 def test_every_row_is_rendered(name, small_study, tmp_path):
     study, rows = small_study._replace(folder=tmp_path / "small"), paper.TABLES[name].rows

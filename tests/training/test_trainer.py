@@ -489,3 +489,42 @@ def test_the_best_checkpoint_on_the_disk_counts_not_that_of_the_state(small_demo
     assert restored() == ([0.9, 0.9, 1.0, 1.0], 3)
     best.unlink()
     assert restored() is None
+
+
+def test_a_learned_p_stays_in_its_bounds_and_is_logged(small_demo, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "LOG_EVERY", 1)
+    run = make(small_demo, tmp_path, learn_p=True, config="MG", iterations=2)
+    run.net.descriptors[1].p.set_data(mx.nd.array([6.1]))
+    looked = []
+    monkeypatch.setattr(run.diagnostics, "look", looked.append)
+    run.run()
+    logged = [line for line in lines(tmp_path) if "lr" in line]
+    assert logged[0]["gem_p"] == 6.0 >= logged[1]["gem_p"] > 5.9
+    assert looked == logged
+
+
+def test_a_resumed_run_does_not_repeat_its_warnings(small_demo, tmp_path):
+    run = make(small_demo, tmp_path, learn_p=True)
+    run.run()
+    line = dict(next(line for line in lines(tmp_path) if "lr" in line), gem_p=6.0)
+    more = "".join(json.dumps(dict(line, iteration=n)) + "\n" for n in range(5, 9))
+    with open(tmp_path / "log.jsonl", "a") as log:
+        log.write(more)
+        log.flush()
+        state.save(run, log)
+    told, again = [], make(small_demo, tmp_path, learn_p=True)
+    again.diagnostics.tell = told.append
+    state.restore(again)
+    for n in range(9, 13):
+        again.diagnostics.look(dict(line, iteration=n))
+    assert told == []
+    fresh = make(small_demo, tmp_path, learn_p=True)
+    fresh.diagnostics.tell = told.append
+    for n in range(9, 13):
+        fresh.diagnostics.look(dict(line, iteration=n))
+    assert len(told) == 1  # which a run that has not told it does
+
+
+def test_a_batch_of_unreadable_images_is_told():
+    with pytest.raises(InputError, match="none of the images of a batch could be read"):
+        trainer.only(np.zeros(3, bool), mx.nd.zeros((3, 2, 2, 3)), np.arange(3))
