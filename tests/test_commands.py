@@ -472,7 +472,7 @@ def test_queries_are_searched_in_their_gallery(run, small_demo, tmp_path, evalua
     gallery = write_list(tmp_path / "gallery.txt", others, small_demo)
     lists = ["--dataset", "lists", "--test-txt", queries, "--gallery-txt", gallery]
     written = ["--save-embeddings", tmp_path / "e.npz", "--html", tmp_path / "page.html", "--link-images"]
-    result = evaluate(run, small_demo, *lists, "--recallk", "1,20", *written)
+    result = evaluate(run, small_demo, *lists, "--recallk", "1,20", *written, "--metrics", "precision@1")
     assert "| Query   |        4 |       4 |" in result.stdout and "| Gallery |        4 |      20 |" in result.stdout
     kept = np.load(str(tmp_path / "e.npz"))
     assert kept["gallery"].tolist() == [False] * 4 + [True] * 20
@@ -480,6 +480,11 @@ def test_queries_are_searched_in_their_gallery(run, small_demo, tmp_path, evalua
     nearest = ((x[:, None] - y[None]) ** 2).sum(2).argmin(1)
     expected = np.mean(kept["identities"][4:][nearest] == kept["identities"][:4])
     assert printed(result) == [round(expected, 4), 1.0]
+    assert f"precision@1: {expected:.4f}" in result.stdout  # in the gallery, too
+    cropped = ["--bbox-txt", small_demo / "bounding_boxes.txt", "--save-embeddings", tmp_path / "c.npz"]
+    evaluate(run, small_demo, *lists, *cropped)
+    boxes = [record.box for record in dataset.test[::6] + others]
+    assert np.load(str(tmp_path / "c.npz"))["boxes"].tolist() == list(map(list, boxes)) and not kept["boxes"].any()
     page = page_data(tmp_path / "page.html")
     first = [page["pictures"][row["items"][0]] for row in page["rows"]]
     assert [(tmp_path / picture[-1][0]).resolve() for picture in first] == [Path(others[n].path) for n in nearest]

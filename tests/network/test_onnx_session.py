@@ -1,5 +1,6 @@
 """test.py --runtime onnx, against MXNet; and, with a stand-in for onnxruntime, how it chooses the device."""
 
+import hashlib
 import json
 import re
 import sys
@@ -8,8 +9,11 @@ import types
 import numpy as np
 import pytest
 
+import cgd
+from cgd.data import images
 from cgd.network import checkpoints, descriptions, onnx_graph, onnx_session
 from cgd.network.onnx_session import CPU, CUDA
+from cgd.retrieval import index
 from cgd.system import machine
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
@@ -203,3 +207,39 @@ def test_a_file_that_is_no_model_of_this_project_is_told(tmp_path, here, content
 def test_flags_that_exclude_one_another(here, words, told):
     result = here("test.py", "--pretrained-model", *words)
     assert result.returncode == 2 and told in result.stderr
+
+
+class Means(Session):
+    """A network whose descriptor is the mean of each channel, scaled to length 1."""
+
+    started = (CPU,)
+
+    def get_inputs(self):
+        return [types.SimpleNamespace(name="image", type="tensor(float)", shape=["batch", 3, 48, 32])]
+
+    def run(self, outputs, inputs):
+        means = inputs["image"].mean(axis=(2, 3))
+        return [means / np.linalg.norm(means, axis=1, keepdims=True)]
+
+
+def test_a_file_describes_pictures_and_searches_them(small_demo, tmp_path, here, gpus):
+    """cgd.load, cgd.describe and cgd.search take it in place of a checkpoint; it has no maps for a page."""
+    gpus(0)
+    runtime = sys.modules["onnxruntime"]
+    runtime.InferenceSession, runtime.__version__ = Means, "1"
+    name = tmp_path / "net.onnx"
+    name.write_bytes(metadata(**WHOLE, dim="3"))
+    photos = sorted((small_demo / "images").glob("*/*.jpg"))
+    vectors = cgd.load(name, gpu=-1).describe(photos)
+    resized = [images.resize(images.read_image(path), (32, 48)).asnumpy() / 255 for path in photos]
+    expected = np.array([picture.mean(axis=(0, 1)) - [0.4, 0.5, 0.6] for picture in resized])
+    np.testing.assert_allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-4)
+    words = ["--gpu", -1, "--num-workers", 0]
+    result = here("-m", "cgd.describe", name, small_demo / "images", "-o", tmp_path / "i", *words)
+    assert result.returncode == 0, result.stderr
+    facts, _, stored = index.read(tmp_path / "i")
+    np.testing.assert_allclose(stored, vectors, atol=1e-6)
+    assert facts["checksum"] == hashlib.sha256(name.read_bytes()).hexdigest()
+    result = here("-m", "cgd.search", tmp_path / "i", photos[3], "-k", 1, "--html", tmp_path / "p.html", *words)
+    assert result.stdout.split()[-3:] == ["0.0000", "3", str(photos[3])], result.stderr
+    assert "note: the page has no similarity maps" in result.stderr and "is no checkpoint" in result.stderr
