@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from PIL import Image
 
 import cgd
 from cgd.data import images
+from cgd.data.pictures import Picture
+from cgd.describe import share
 from cgd.gallery import page
 from cgd.network import checkpoints
 from cgd.retrieval import index
@@ -94,7 +97,10 @@ def by_hand(prefix, paths):
 
 def test_importing_cgd_is_free_and_its_names_are_there():
     script = "import sys, cgd; assert 'mxnet' not in sys.modules and 'numpy' not in sys.modules; print(*cgd.__all__)"
-    names = command("-c", script).stdout.split()
+    result = command("-c", script)
+    assert result.returncode == 0, result.stderr
+    names = result.stdout.split()
+    assert sorted(names) == ["CGD", "InputError", "load", "load_dataset", "nearest", "recall_at_k"]
     assert all(getattr(cgd, name).__doc__ for name in names) and set(names) <= set(dir(cgd))
     with pytest.raises(AttributeError, match="no attribute 'recall'"):
         cgd.recall  # noqa: B018
@@ -160,12 +166,26 @@ def test_only_what_changed_is_described_again(prefix, photos, describe, tmp_path
 
 
 def test_shards_make_the_same_index(photos, describe, tmp_path):
+    """Each begins without what the others have described, as several machines do."""
     describe(photos, "-o", tmp_path / "one")
-    counts = [describe(photos, "-o", tmp_path / "i", "--shard", f"{n}/3").stdout for n in (2, 1, 3)]
-    assert sum(int(line.split(": ")[1].split()[0]) for line in counts) == COUNT
+    one, shares = index.read(tmp_path / "one"), []
+    for number in (1, 2):
+        told = describe(photos, "-o", tmp_path / str(number), "--shard", f"{number}/2").stdout
+        part = tmp_path / str(number) / index.PARTS / f"{number}-of-2.jsonl"
+        shares.append([json.loads(line)["path"] for line in part.read_text().splitlines()[1:]])
+        assert told == f"share {number} of 2: {len(shares[-1])} pictures described\n"
+        assert [zlib.crc32(path.encode()) % 2 for path in shares[-1]] == [number - 1] * len(shares[-1])
+        shutil.copytree(str(part.parent), str(tmp_path / "i" / index.PARTS), dirs_exist_ok=True)
+    assert sorted(sum(shares, [])) == [item.path for item in one[1]]
     assert "0 pictures described" in describe(photos, "-o", tmp_path / "i").stdout
-    one, other = (index.read(tmp_path / name) for name in ("one", "i"))
+    other = index.read(tmp_path / "i")
     assert list(one[1]) == list(other[1]) and np.abs(one[2] - other[2]).max() < 1e-6
+
+
+def test_shares_are_of_about_the_same_size():
+    found = [Picture(f"birds/{number:03d}.jpg", 1, 1, None, None) for number in range(300)]
+    shares = [share(found, (number, 4)) for number in range(1, 5)]
+    assert sorted(sum(shares, [])) == found and all(50 < len(each) < 100 for each in shares)
 
 
 def test_lists_with_boxes_and_lists_of_paths(prefix, photos, describe, tmp_path):
