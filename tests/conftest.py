@@ -176,6 +176,15 @@ def lively_network(backbone, side, change=None, **options):
     return net
 
 
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures of matplotlib that are saved."""
+    figure = pytest.importorskip("matplotlib.figure", reason="no matplotlib here: nothing is drawn")
+    saved, savefig = [], figure.Figure.savefig
+    monkeypatch.setattr(figure.Figure, "savefig", lambda *words: saved.append(words[0]) or savefig(*words))
+    return saved
+
+
 def one_batch(view, keys):
     """(pictures, identities) of a view's keys, as the loader gives them."""
     pictures, identities, _ = next(Loader(view, len(keys)).batches([keys]))

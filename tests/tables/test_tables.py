@@ -600,10 +600,11 @@ def test_the_papers_figures_stand_only_beside_their_own_data_set(tmp_path):
     assert "0.7681" not in results.markdown(results.collect(other, ["main"]))
 
 
-def test_render_and_plot_from_the_command_line(tmp_path, monkeypatch, capfd):
+def test_render_and_plot_from_the_command_line(tmp_path, monkeypatch, figures):
     study = study_with(tmp_path, "dimensions", {"96": [0.5, 0.6], "384": [0.7, 0.6]})
-    pretend(study.job(row_named("configurations", "S"), 0), recalls(0.5))
-    pretend(study.job(row_named("configurations", "MG"), 0), recalls(0.5))
+    for seed, (s, mg) in enumerate([(0.5, 0.75), (0.25, 0.5)]):
+        pretend(study.job(row_named("configurations", "S"), seed), recalls(s))
+        pretend(study.job(row_named("configurations", "MG"), seed), recalls(mg))
     runs.keep_setting(study)
     readme = tmp_path / "README.md"
     marks = "<!-- results: cub200 -->\n{}<!-- end of results: cub200 -->\nafter\n"
@@ -611,7 +612,6 @@ def test_render_and_plot_from_the_command_line(tmp_path, monkeypatch, capfd):
     words = ["--output-dir", tmp_path, "--results", tmp_path / "out", "--render", "--plot", "--readme", readme]
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", list(map(str, ["tables", *words])))
-    pytest.importorskip("matplotlib")
     tables.main()
     record = json.loads((tmp_path / "out" / "cub200.json").read_text())
     assert record == results.collect(study)
@@ -621,6 +621,18 @@ def test_render_and_plot_from_the_command_line(tmp_path, monkeypatch, capfd):
     for name in ("configurations", "dimensions"):
         with Image.open(str(tmp_path / "out" / "cub200-{}.png".format(name))) as picture:
             assert min(picture.size) > 300 and np.asarray(picture.convert("L")).std() > 10
+    axes, curves = (figure.axes[0] for figure in figures)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["S", "MG"]
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[0, 50], [0, 25]], [[1, 75], [1, 50]]]
+    means = [lines.get_segments()[0][:, 1].tolist() for lines in axes.collections]
+    assert means == [[37.5, 37.5], [62.5, 62.5]]
+    scores = {1536: (75, 50), 96: (50, 60), 384: (70, 60)}  # the recipe has 1536 dimensions, and is MG
+    for (line, _, (bars,)), more in zip(curves.containers, (0, 10)):  # R@1, R@2
+        assert len(bars.get_segments()) == len(scores)
+        for (size, mean), ((_, low), (_, high)) in zip(line.get_xydata(), bars.get_segments()):
+            deviation = np.std(scores[size], ddof=1)
+            expected = np.mean(scores[size]) + more + deviation * np.array([-1, 0, 1])
+            assert [low, mean, high] == pytest.approx(expected.tolist())
     readme.write_text("no marks")
     with pytest.raises(InputError, match="expected the lines <!-- results: cub200 -->"):
         tables.main()
