@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +21,7 @@ from cgd.retrieval.recall import recall_at_k
 from cgd.system import environment
 from cgd.system.errors import InputError
 from cgd.training import curves
-from conftest import LONG, ROOT, children_of, command, heed_stops, lively_network, members_of, running, wait_until
+from conftest import children_of, command, lively_network, members_of, running, wait_until
 
 SIZE = "--image-width 32 --image-height 32 --batch-size 8 --images-per-identity 2 --gpu -1".split()
 # A small network, and the smallest of the zoo's whose embeddings differ after a few steps from random weights.
@@ -145,9 +144,9 @@ def test_an_onnx_file_is_refused_where_a_checkpoint_is_needed(small_demo, tmp_pa
         checkpoints.Checkpoint(tmp_path / "net.onnx")
 
 
-@pytest.mark.skipif(not LONG, reason="a process of its own, because oneDNN looks for its limit once")
-def test_a_cpu_without_bfloat16_is_told(run, small_demo):
-    result = command(*evaluation(run, small_demo, "--dtype", "bfloat16"), DNNL_MAX_CPU_ISA="AVX2")
+def test_a_cpu_without_bfloat16_is_told(lively, small_demo):
+    """In a process of its own, because oneDNN looks for its limit once."""
+    result = command(*evaluation(lively, small_demo, "--dtype", "bfloat16"), DNNL_MAX_CPU_ISA="AVX2")
     assert_one_line(result, "use --dtype float32")
 
 
@@ -550,28 +549,18 @@ def test_unreadable_pictures_in_a_test_are_told_with_the_result(run, with_broken
     assert printed(result) == [round(r, 4) for r in recall_at_k(kept["embeddings"], kept["identities"], [1, 2, 4, 8])]
 
 
-def test_a_stop_leaves_a_usable_checkpoint_and_no_processes(small_demo, tmp_path, evaluate):
+def test_a_stop_leaves_a_usable_checkpoint_and_no_processes(small_demo, tmp_path, evaluate, start):
     """Ctrl-C in a terminal, which goes to all processes; test_resume.py sends SIGTERM to one."""
     words = ["train.py", "--dataset", "demo", "--data-dir", small_demo, "--from-scratch", "--iterations", 10**6]
     words += ["--eval-every", 10**6, "--output-dir", tmp_path / "run", "--num-workers", 2, *SMALL]
-    environment = dict(os.environ, PYTHONUNBUFFERED="1")
-    process = subprocess.Popen(
-        [sys.executable, *map(str, words)],
-        cwd=str(ROOT),
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        universal_newlines=True,
-        start_new_session=True,
-        preexec_fn=heed_stops,
-    )
-    log = tmp_path / "run" / "log.jsonl"
-    assert wait_until(lambda: log.exists() and log.read_text(), 120), process.stderr.read()
+    told, log = tmp_path / "told.txt", tmp_path / "run" / "log.jsonl"
+    with open(told, "w") as file:
+        process = start(*words, stderr=file)
+    assert wait_until(lambda: log.exists() and log.read_text(), 120), told.read_text()
     assert len(children_of(process.pid)) == 4  # two that decode for training, and two for evaluation
     os.killpg(process.pid, signal.SIGINT)
-    told = process.communicate(timeout=120)[1]
-    assert process.returncode == 130
-    assert "Traceback" not in told and told.rstrip().endswith("interrupted")
+    assert process.wait(120) == 130, told.read_text()
+    assert "Traceback" not in told.read_text() and told.read_text().rstrip().endswith("interrupted")
     assert wait_until(lambda: not any(map(running, members_of(process.pid))))
     description = checkpoints.Checkpoint(tmp_path / "run" / "last").description
     assert description["iteration"] >= 10

@@ -6,8 +6,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import zlib
 
@@ -24,7 +22,7 @@ from cgd.network import checkpoints
 from cgd.retrieval import index
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
-from conftest import LONG, ROOT, command, heed_stops, lively_network
+from conftest import LONG, ROOT, command, lively_network, needs_bfloat16
 
 SIDE = 32
 COUNT = 11  # pictures, in two folders; a batch of 4 is filled twice and a half
@@ -211,24 +209,30 @@ def test_lists_with_boxes_and_lists_of_paths(prefix, photos, describe, tmp_path)
     assert np.abs(vectors[0] - by_hand(prefix, [str(tmp_path / "crop.png")])[0]).max() < 1e-5
 
 
-def test_several_kills_lose_nothing(prefix, photos, tmp_path):
-    """SIGKILL at random moments while pictures are described; then the index is that of a run in one go."""
+def test_several_kills_lose_nothing(prefix, photos, tmp_path, start):
+    """SIGKILL at random moments while pictures are described; then the index is that of a run in one go.
+
+    KILL_SEED, printed when the test fails, repeats the waits. The last picture is a pipe that gives nothing: nothing
+    ends before it is killed.
+    """
+    seed = int(os.environ.get("KILL_SEED") or random.SystemRandom().randrange(10**6))
+    print(f"KILL_SEED={seed}")
+    moments = random.Random(seed)
+    os.mkfifo(photos / "zz.png")
     for copy in range(5):
         shutil.copytree(str(photos / "thin"), str(photos / f"copy-{copy}"))
     words = ["-m", "cgd.describe", prefix, photos, "-o", tmp_path / "i", "--gpu", -1, "--batch-size", 1]
     part, kept = tmp_path / "i" / index.PARTS / "1-of-1.jsonl", 1
     for _ in range(8 if LONG else 2):
-        process = subprocess.Popen(
-            [sys.executable, *map(str, words)], cwd=str(ROOT), preexec_fn=heed_stops, stderr=subprocess.DEVNULL
-        )
-        end = time.time() + 60
-        while process.poll() is None and time.time() < end and not (part.exists() and lines(part) > kept):
+        process, end = start(*words), time.time() + 120
+        while time.time() < end and not (part.exists() and lines(part) > kept):
             time.sleep(0.002)
-        time.sleep(random.random() / 100)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert lines(part) > kept, "it was not killed while it described, or forgot what it had"
+        time.sleep(moments.random() / 100)
+        os.killpg(process.pid, signal.SIGKILL)  # one of its processes may wait for the pipe
+        assert process.wait() == -signal.SIGKILL, "it ended before"
+        assert lines(part) > kept, "it described nothing, or forgot what it had"
         kept = lines(part) - 1
+    os.unlink(photos / "zz.png")
     result = command(*words)
     assert result.returncode == 0, result.stderr
     facts, items, vectors = index.read(tmp_path / "i")
@@ -319,6 +323,7 @@ def test_a_page_has_the_first_of_many_queries(photos, describe, search, tmp_path
     ]
 
 
+@needs_bfloat16
 def test_queries_have_the_precision_of_the_index(photos, describe, search, tmp_path):
     """A picture finds itself: its descriptors in float32 and bfloat16 are far apart in this network."""
     describe(photos, "-o", tmp_path / "i", "--dtype", "bfloat16")

@@ -331,19 +331,18 @@ def test_a_failed_run_is_told_and_the_others_are_done(stand_in, capfd):
     assert [each.state() for each in jobs] == ["begun", "finished"]
 
 
-def test_a_stopped_run_goes_on(small_study, tmp_path, here):
-    flags = (*small_study.flags, "--iterations", "30", "--save-every", "1", "--eval-every", "30")
+def test_a_stopped_run_goes_on(small_study, tmp_path, here, start):
+    flags = (*small_study.flags, "--iterations", "100", "--save-every", "5", "--eval-every", "100")
     study = small_study._replace(folder=tmp_path / "stopped", flags=flags)
     words = words_of(study, "--table", "4", "--gpus", "-1", "--", *flags)
     first, second = (study.job(row, 0) for row in paper.TABLES["4"].rows)
     pretend(second, recalls(0.5))
-    command = [sys.executable, *map(str, words)]
-    stopped = subprocess.Popen(command, cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert wait_until((first.folder / "state.npz").exists, 60)
+    with open(tmp_path / "told.txt", "w") as told:
+        stopped = start(*words, stderr=told)
+    assert wait_until((first.folder / "state.npz").exists, 200)
     (training,) = children_of(stopped.pid)
     stopped.send_signal(signal.SIGTERM)
-    _, errors = stopped.communicate(timeout=60)
-    assert stopped.returncode == 130 and b"Traceback" not in errors
+    assert stopped.wait(200) == 130 and "Traceback" not in (tmp_path / "told.txt").read_text()
     assert not os.path.exists("/proc/{}".format(training))
     assert first.state() == "begun"
 
@@ -358,16 +357,16 @@ def claimable(folder):
         return claim is not None
 
 
-def test_a_run_whose_starter_was_killed_is_not_begun_beside_it(small_study, tmp_path):
+def test_a_run_whose_starter_was_killed_is_not_begun_beside_it(small_study, tmp_path, start):
     study = small_study._replace(folder=tmp_path / "orphan", flags=(*small_study.flags, "--iterations", "1000000"))
     words = [*words_of(study, "--table", "4", "--gpus", "-1", "--", *study.flags)]
-    starter = subprocess.Popen([sys.executable, *map(str, words)], cwd=str(ROOT), stdout=subprocess.DEVNULL)
+    starter = start(*words)
     folder = study.job(paper.TABLES["4"].rows[0], 0).folder
-    assert wait_until((folder / "arguments.json").exists, 60)
+    assert wait_until((folder / "arguments.json").exists, 200)
     (training,) = children_of(starter.pid)
     starter.kill()
     starter.wait()
-    try:
+    try:  # it has a process group of its own
         with runs.claimed(folder) as claim:
             assert claim is None and running(training)
     finally:
