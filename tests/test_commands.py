@@ -21,7 +21,7 @@ from cgd.retrieval.recall import recall_at_k
 from cgd.system import environment
 from cgd.system.errors import InputError
 from cgd.training import curves
-from conftest import children_of, command, lively_network, members_of, running, wait_until
+from conftest import LONG, children_of, command, lively_network, members_of, running, wait_until
 
 SIZE = "--image-width 32 --image-height 32 --batch-size 8 --images-per-identity 2 --gpu -1".split()
 # A small network, and the smallest of the zoo's whose embeddings differ after a few steps from random weights.
@@ -144,8 +144,8 @@ def test_an_onnx_file_is_refused_where_a_checkpoint_is_needed(small_demo, tmp_pa
         checkpoints.Checkpoint(tmp_path / "net.onnx")
 
 
+@pytest.mark.skipif(not LONG, reason="a process of its own, because oneDNN looks for its limit once")
 def test_a_cpu_without_bfloat16_is_told(lively, small_demo):
-    """In a process of its own, because oneDNN looks for its limit once."""
     result = command(*evaluation(lively, small_demo, "--dtype", "bfloat16"), DNNL_MAX_CPU_ISA="AVX2")
     assert_one_line(result, "use --dtype float32")
 
