@@ -1,7 +1,8 @@
 # make demo: trains and evaluates a network on pictures that it draws itself · make test: lint and tests
 # make bench: tables of speed, see docs/performance.md
 # make test-long: the same tests with 12,930 mangled files, more kills, and all cores for each process; for the night
-# make test-peers: compares weight files and ONNX models with other programs, which it installs (torch: gigabytes)
+# make test-peers: compares weight files, ONNX models and indexes with other programs, which it installs (torch:
+#   gigabytes); with CGD_LONG_TESTS=1 before it, more of each
 # Each does its own set-up, in .venv. A Python of your choice, before .venv is there: make PYTHON=python3.10 demo
 
 # The first Python here that this project can use; if there is none, python3 says what is wrong with it.
@@ -25,7 +26,8 @@ test-long: .venv/ready-for-tests lint
 test-peers: .venv/ready-for-tests
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps gluoncv
-	.venv/bin/python -m pytest tests/network/test_peers.py tests/network/test_onnx_*.py tests/test_search.py
+	.venv/bin/python -m pytest tests/network/test_peers.py tests/network/test_onnx_*.py tests/test_search.py \
+		tests/test_commands.py
 
 lint: .venv/ready-for-tests
 	.venv/bin/ruff check .

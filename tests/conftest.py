@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,10 @@ from cgd.data.loader import Loader  # noqa: E402
 from cgd.network import backbones, model  # noqa: E402
 from cgd.system import errors  # noqa: E402
 from cgd.system.environment import mx  # noqa: E402
+
+needs_bfloat16 = pytest.mark.skipif(
+    "avx512bw" not in Path("/proc/cpuinfo").read_text().split(), reason="oneDNN has bfloat16 on CPUs with AVX-512 only"
+)
 
 # A list file and its boxes.
 LIST = "image_id class_id path\n1 0 images/a.jpg\n2 0 images/b.jpg\n3 1 images/c with blank.jpg\n"
@@ -103,6 +108,29 @@ def command(*words, cwd=ROOT, **environment):
     )
 
 
+@pytest.fixture
+def start():
+    """Starts a command of the project, its output thrown away, in a process group of its own: start(*words, **more).
+
+    more : arguments of subprocess.Popen
+
+    The groups are killed in the end, also if the test has failed.
+    """
+    started = []
+
+    def start(*words, **more):
+        words = [sys.executable, *map(str, words)]
+        more = dict({"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}, **more)
+        started.append(subprocess.Popen(words, cwd=str(ROOT), start_new_session=True, preexec_fn=heed_stops, **more))
+        return started[-1]
+
+    yield start
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 def leave(code, text=""):
     """As errors.leave, but this process goes on."""
     if text:
@@ -174,6 +202,15 @@ def lively_network(backbone, side, change=None, **options):
             mx.nd.waitall()
     net.hybridize()
     return net
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures of matplotlib that are saved."""
+    figure = pytest.importorskip("matplotlib.figure", reason="no matplotlib here: nothing is drawn")
+    saved, savefig = [], figure.Figure.savefig
+    monkeypatch.setattr(figure.Figure, "savefig", lambda *words: saved.append(words[0]) or savefig(*words))
+    return saved
 
 
 def one_batch(view, keys):

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cgd import demo, export
+from cgd import demo, export, quantize
 from cgd.data import datasets, images
 from cgd.network import checkpoints, int8, onnx_graph
 from cgd.retrieval import sheet
@@ -22,7 +21,7 @@ from cgd.retrieval.recall import recall_at_k
 from cgd.system import environment
 from cgd.system.errors import InputError
 from cgd.training import curves
-from conftest import LONG, ROOT, children_of, command, heed_stops, members_of, running, wait_until
+from conftest import LONG, children_of, command, lively_network, members_of, running, wait_until
 
 SIZE = "--image-width 32 --image-height 32 --batch-size 8 --images-per-identity 2 --gpu -1".split()
 # A small network, and the smallest of the zoo's whose embeddings differ after a few steps from random weights.
@@ -39,6 +38,15 @@ def run(small_demo, tmp_path_factory):
     )
     assert result.returncode == 0, result.stderr
     return folder, result
+
+
+@pytest.fixture(scope="module")
+def lively(tmp_path_factory):
+    """The folder of a checkpoint whose embeddings differ by image, as `run` has it."""
+    folder = tmp_path_factory.mktemp("lively")
+    described = {"dataset": "demo", "image_width": 32, "image_height": 32}
+    checkpoints.save(lively_network("resnet18_v1", 32, config="MG"), str(folder / "last"), described)
+    return [folder]
 
 
 def evaluation(run, data_dir, *more):
@@ -136,20 +144,51 @@ def test_test_prints_what_train_measured(run, small_demo):
     assert re.search(r"images/s, search \d", result.stdout)
 
 
-def test_a_quantised_checkpoint_is_evaluated_like_any_other(run, small_demo, tmp_path, here):
-    result = here("-m", "cgd.quantize", run[0] / "last", "-o", tmp_path / "int8", "--data-dir", small_demo)
-    assert result.returncode == 0 and "24 training images; cosine similarity" in result.stdout, result.stderr
+def test_a_quantised_checkpoint_is_evaluated_like_any_other(lively, small_demo, tmp_path, here, evaluate):
+    words = ["-m", "cgd.quantize", lively[0] / "last", "-o", tmp_path / "int8", "--data-dir", small_demo]
+    result = here(*words, "--images", 5)
+    assert result.returncode == 0 and "5 training images; cosine similarity" in result.stdout, result.stderr
     words = ["--pretrained-model", tmp_path / "int8", "--results", tmp_path / "r.json"]
-    result = here(*evaluation(run, small_demo, *words))
+    result = here(*evaluation(lively, small_demo, *words, "--save-embeddings", tmp_path / "int8.npz"))
     assert result.returncode == 0 and len(printed(result)) == 4
     assert json.loads((tmp_path / "r.json").read_text())["dtype"] == "int8"
-    result = here(*evaluation(run, small_demo, *words[:2], "--dtype", "bfloat16"))
+    evaluate(lively, small_demo, "--save-embeddings", tmp_path / "float32.npz")
+    found, expected = (np.load(str(tmp_path / f"{name}.npz"))["embeddings"] for name in ("int8", "float32"))
+    whole, rest = int8.similarities(expected, found)
+    assert whole.mean() > 0.9 and rest.mean() > 0.4
+    result = here(*evaluation(lively, small_demo, *words[:2], "--dtype", "bfloat16"))
     assert_one_line(result, "cannot be run in bfloat16")
     assert "bfloat16 can be slower" not in result.stderr
     result = here("-m", "cgd.quantize", tmp_path / "int8", "-o", tmp_path / "again", "--data-dir", small_demo)
     assert_one_line(result, "is quantised already")
     for file in ("net.onnx", "net.safetensors"):
         assert_one_line(here("-m", "cgd.export", tmp_path / "int8", tmp_path / file), "give the checkpoint that it was")
+
+
+def test_the_images_that_give_the_ranges_are_spread_and_prepared_as_for_evaluation(small_demo):
+    records = datasets.load("demo", small_demo).train
+    description = {"image_width": 32, "image_height": 24, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
+    options = SimpleNamespace(images=5, batch_size=2, num_workers=0, skip_unreadable=0)
+    found = quantize.training_images(description, records, options).asnumpy()
+    expected = []
+    for number in (0, 5, 11, 17, 23):
+        whole = images.read_image(records[number].path)
+        pixels = images.resize(images.crop(whole, records[number].box), (32, 24)).asnumpy()
+        expected.append(((pixels / 255 - description["mean"]) / description["std"]).transpose(2, 0, 1))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_int8_that_loses_what_distinguishes_the_images_is_written_with_a_warning(
+    run, small_demo, tmp_path, here, monkeypatch
+):
+    net = checkpoints.Checkpoint(run[0] / "last")
+    made = net.symbol, dict(net.arg_params, **net.aux_params), np.array([[0.9, 0.8], [0.1, 0.2]])
+    monkeypatch.setattr(int8, "quantize_and_compare", lambda *_: made)
+    result = here("-m", "cgd.quantize", run[0] / "last", "-o", tmp_path / "int8", "--data-dir", small_demo)
+    assert result.returncode == 0 and "share: mean 0.1500, least 0.1000\n" in result.stdout
+    assert "warning: what distinguishes the images has changed" in result.stderr
+    endings = {"-symbol.json", "-0000.params", ".json"}
+    assert {file.name for file in tmp_path.iterdir()} == {"int8" + ending for ending in endings}
 
 
 def test_an_onnx_file_is_refused_where_a_checkpoint_is_needed(small_demo, tmp_path, here):
@@ -161,8 +200,8 @@ def test_an_onnx_file_is_refused_where_a_checkpoint_is_needed(small_demo, tmp_pa
 
 
 @pytest.mark.skipif(not LONG, reason="a process of its own, because oneDNN looks for its limit once")
-def test_a_cpu_without_bfloat16_is_told(run, small_demo):
-    result = command(*evaluation(run, small_demo, "--dtype", "bfloat16"), DNNL_MAX_CPU_ISA="AVX2")
+def test_a_cpu_without_bfloat16_is_told(lively, small_demo):
+    result = command(*evaluation(lively, small_demo, "--dtype", "bfloat16"), DNNL_MAX_CPU_ISA="AVX2")
     assert_one_line(result, "use --dtype float32")
 
 
@@ -362,12 +401,21 @@ def test_held_out_classes_choose_best_and_the_test_split_is_evaluated_once(small
         assert [round(recall, 4) for recall in kept.values()] == printed(here(*prefix, *data))
 
 
-def test_pooled_vectors_are_evaluated_beside_the_embedding(run, small_demo, tmp_path, evaluate):
-    result = evaluate(run, small_demo, "--pooled", "--results", tmp_path / "r.json")
-    pooled = json.loads((tmp_path / "r.json").read_text())["pooled"]
-    assert list(pooled) == ["M", "G"]
-    figures = [recall for letter in pooled for recall in pooled[letter].values()]
-    assert printed(result) == printed(evaluate(run, small_demo)) + [round(recall, 4) for recall in figures]
+def test_pooled_vectors_are_evaluated_beside_the_embedding(lively, small_demo, tmp_path, evaluate):
+    ranks = "1,2,3,4,6,9"
+    result = evaluate(lively, small_demo, "--pooled", "--results", tmp_path / "r.json", "--recallk", ranks)
+    view = images.EvalView(datasets.load("demo", small_demo).test, (32, 32))
+    pictures = environment.mx.nd.array(np.stack([view[number][0] for number in range(24)]), dtype="uint8")
+    checkpoint = checkpoints.Checkpoint(lively[0] / "last")
+    x = images.normalise(pictures, checkpoint.description["mean"], checkpoint.description["std"])
+    identities, figures = [record.identity for record in view.records], []
+    for net in (checkpoint, *map(checkpoint.pooled().get, "MG")):
+        vectors = net.graph(environment.mx.cpu())(x).asnumpy()
+        figures.append(recall_at_k(vectors, np.array(identities), list(map(int, ranks.split(",")))))
+    assert len(set(map(tuple, figures))) == 3
+    assert printed(result) == [round(recall, 4) for each in figures for recall in each]
+    kept = json.loads((tmp_path / "r.json").read_text())["pooled"]
+    assert {letter: list(recalls.values()) for letter, recalls in kept.items()} == dict(zip("MG", figures[1:]))
 
 
 def test_training_goes_on_from_a_checkpoint(run, small_demo, tmp_path, here):
@@ -403,13 +451,24 @@ def test_neighbours_are_drawn_and_marked(run, small_demo, tmp_path, evaluate):
     picture = np.asarray(Image.open(str(tmp_path / "n.png")).convert("RGB"))
     rows = np.sort(np.random.RandomState(0).permutation(24)[:3])
     step, top = sheet.SIDE + sheet.GAP, 4 * sheet.GAP
+
+    def assert_shows(y, x, item):
+        """Inside the frame and without the corner with its mark, the image, cropped to its box."""
+        left, upper, width, height = kept["boxes"][item].tolist()
+        image = Image.open(kept["paths"][item]).crop((left, upper, left + width, upper + height))
+        shown = np.asarray(image.resize((sheet.SIDE, sheet.SIDE), Image.BILINEAR))
+        inside = slice(sheet.FRAME, sheet.SIDE - 20)
+        np.testing.assert_array_equal(picture[y:, x:][inside, inside], shown[inside, inside])
+
     for line, query in enumerate(rows):
+        assert_shows(line * step + top, sheet.GAP, query)
         away = ((kept["embeddings"] - kept["embeddings"][query]) ** 2).sum(1)
         away[query] = np.inf
         for column, item in enumerate(np.argsort(away)[:4], 1):
             right = kept["identities"][item] == kept["identities"][query]
             frame = picture[line * step + top, column * step + 3 * sheet.GAP]
             assert tuple(frame) == (sheet.RIGHT if right else sheet.WRONG)
+            assert_shows(line * step + top, column * step + 3 * sheet.GAP, item)
 
 
 def test_neighbours_are_drawn_of_embeddings_kept_before_there_were_class_ids(run, small_demo, tmp_path, evaluate, here):
@@ -550,28 +609,18 @@ def test_unreadable_pictures_in_a_test_are_told_with_the_result(run, with_broken
     assert printed(result) == [round(r, 4) for r in recall_at_k(kept["embeddings"], kept["identities"], [1, 2, 4, 8])]
 
 
-def test_a_stop_leaves_a_usable_checkpoint_and_no_processes(small_demo, tmp_path, evaluate):
+def test_a_stop_leaves_a_usable_checkpoint_and_no_processes(small_demo, tmp_path, evaluate, start):
     """Ctrl-C in a terminal, which goes to all processes; test_resume.py sends SIGTERM to one."""
     words = ["train.py", "--dataset", "demo", "--data-dir", small_demo, "--from-scratch", "--iterations", 10**6]
     words += ["--eval-every", 10**6, "--output-dir", tmp_path / "run", "--num-workers", 2, *SMALL]
-    environment = dict(os.environ, PYTHONUNBUFFERED="1")
-    process = subprocess.Popen(
-        [sys.executable, *map(str, words)],
-        cwd=str(ROOT),
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        universal_newlines=True,
-        start_new_session=True,
-        preexec_fn=heed_stops,
-    )
-    log = tmp_path / "run" / "log.jsonl"
-    assert wait_until(lambda: log.exists() and log.read_text(), 120), process.stderr.read()
+    told, log = tmp_path / "told.txt", tmp_path / "run" / "log.jsonl"
+    with open(told, "w") as file:
+        process = start(*words, stderr=file)
+    assert wait_until(lambda: log.exists() and log.read_text(), 120), told.read_text()
     assert len(children_of(process.pid)) == 4  # two that decode for training, and two for evaluation
     os.killpg(process.pid, signal.SIGINT)
-    told = process.communicate(timeout=120)[1]
-    assert process.returncode == 130
-    assert "Traceback" not in told and told.rstrip().endswith("interrupted")
+    assert process.wait(120) == 130, told.read_text()
+    assert "Traceback" not in told.read_text() and told.read_text().rstrip().endswith("interrupted")
     assert wait_until(lambda: not any(map(running, members_of(process.pid))))
     description = checkpoints.Checkpoint(tmp_path / "run" / "last").description
     assert description["iteration"] >= 10
@@ -749,19 +798,35 @@ def test_a_picture_of_neighbours_of_no_embeddings_is_told(tmp_path, what, here):
     assert_one_line(result, "e.npz: not a file written by test.py")
 
 
-def test_the_demo_passes_on_what_test_takes_too(monkeypatch, tmp_path):
-    """The device, the workers and the folder; what train.py alone takes goes to train.py."""
+def test_the_demo_passes_on_what_test_takes_too(monkeypatch, tmp_path, capsys):
+    """The device, the workers and the folder; what train.py alone takes goes to train.py. And its table."""
     called = []
-    monkeypatch.setattr(demo, "command", lambda *words: called.append([str(word) for word in words]))
-    monkeypatch.setattr(demo, "draw_demo", lambda folder, progress: called.append(["draw", str(folder)]))
-    monkeypatch.setattr(demo, "recalls", lambda *_: {"1": 0.5})
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    (tmp_path / "runs" / "demo-1").mkdir(parents=True)
+    monkeypatch.setattr(demo, "command", lambda *words: called.append(" ".join(map(str, words))))
+    monkeypatch.setattr(demo, "draw_demo", lambda folder, progress: called.append(f"draw {folder}"))
+    monkeypatch.setattr(demo, "recalls", lambda _, name: {"1": {"before": 0.1, "after": 0.2, "uncropped": 0.3}[name]})
     words = ["--gpus", "2,1", "--num-workers", "0", "--data-dir", str(tmp_path), "--iterations", "9"]
     monkeypatch.setattr(sys, "argv", ["demo", *words])
     demo.main()
-    drawn, *trainings = called[:3]
-    assert drawn == ["draw", str(tmp_path)]
-    both = ["--data-dir", str(tmp_path), "--num-workers", "0"]
-    for words in trainings:
-        assert words[4:10] == [*both, "--gpus", "2,1"] and ["--iterations", "9"] == words[10:12]
-    tests = [words for words in called if words[0] == "test.py"]
-    assert len(tests) == 3 and all(" ".join([*both, "--gpu 2"]) in " ".join(words) for words in tests)
+    both, folder = f"--data-dir {tmp_path} --num-workers 0", "runs/demo-2"
+    train = f"train.py --dataset demo --from-scratch {both} --gpus 2,1 --iterations 9"
+    test = f"test.py --pretrained-model {folder}/{{}}/last --results {folder}/{{}}.json {both} --gpu 2"
+    assert called == [
+        f"draw {tmp_path}",
+        f"{train} --iterations 0 --output-dir {folder}/untrained",
+        f"{train} --output-dir {folder}/trained",
+        test.format("untrained", "before"),
+        test.format("trained", "after") + f" --save-embeddings {folder}/after.npz",
+        test.format("trained", "uncropped") + " --uncropped",
+        f"-m cgd.retrieval.sheet {folder}/after.npz {folder}/neighbours.png",
+    ]
+    *_, titles, row = capsys.readouterr().out.partition("\n\nTotal time")[0].splitlines()
+    assert re.split("  +", titles.strip()) == ["before training", "after training", "after, uncropped"]
+    assert row.split() == ["R@", "1:", "0.1000", "0.2000", "0.3000"]
+
+
+def test_the_demo_ends_as_a_command_that_fails(capfd):
+    with pytest.raises(SystemExit) as end:
+        demo.command("-c", "raise SystemExit(7)")
+    assert end.value.code == 7 and capfd.readouterr().out == "\n$ python -c raise SystemExit(7)\n"

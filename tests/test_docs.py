@@ -35,6 +35,8 @@ PROGRAMS = (
     "-m cgd.describe",
     "-m cgd.search",
     "-m cgd.explain",
+    "-m cgd.quantize",
+    "-m cgd.demo",
 )
 CALL = re.compile(r"(?:^|[ =\"])({})(?![\w.])(.*)".format("|".join(map(re.escape, PROGRAMS))))
 
@@ -52,8 +54,9 @@ def prose(page):
 
 
 def code(page):
-    """The pieces of code on a page: each line of a block, each `span`. Comments are cut off."""
-    lines = [line for _, block in FENCE.findall(page.read_text()) for line in block.split("\n")]
+    """The pieces of code on a page: each line of a block, with what continues it, each `span`. Without comments."""
+    blocks = [re.sub(r"\\\n\s*", " ", block) for _, block in FENCE.findall(page.read_text())]
+    lines = [line for block in blocks for line in block.split("\n")]
     spans = [" ".join(span.split()) for span in SPAN.findall(prose(page))]
     return [re.sub(r"(^|\s)# .*", "", piece) for piece in lines + spans]
 
@@ -88,7 +91,9 @@ def flags(program):
         return set(FLAG.findall(done.stdout))
 
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(PROGRAMS, pool.map(flags_of, PROGRAMS)))
+        flags = dict(zip(PROGRAMS, pool.map(flags_of, PROGRAMS)))
+    flags["-m cgd.demo"] |= flags["train.py"]  # which gets what it does not know
+    return flags
 
 
 @every_page

@@ -6,9 +6,8 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -16,12 +15,14 @@ from PIL import Image
 
 import cgd
 from cgd.data import images
+from cgd.data.pictures import Picture
+from cgd.describe import share
 from cgd.gallery import page
 from cgd.network import checkpoints
 from cgd.retrieval import index
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
-from conftest import LONG, ROOT, command, heed_stops, lively_network
+from conftest import LONG, ROOT, command, lively_network, needs_bfloat16
 
 SIDE = 32
 COUNT = 11  # pictures, in two folders; a batch of 4 is filled twice and a half
@@ -94,7 +95,10 @@ def by_hand(prefix, paths):
 
 def test_importing_cgd_is_free_and_its_names_are_there():
     script = "import sys, cgd; assert 'mxnet' not in sys.modules and 'numpy' not in sys.modules; print(*cgd.__all__)"
-    names = command("-c", script).stdout.split()
+    result = command("-c", script)
+    assert result.returncode == 0, result.stderr
+    names = result.stdout.split()
+    assert sorted(names) == ["CGD", "InputError", "load", "load_dataset", "nearest", "recall_at_k"]
     assert all(getattr(cgd, name).__doc__ for name in names) and set(names) <= set(dir(cgd))
     with pytest.raises(AttributeError, match="no attribute 'recall'"):
         cgd.recall  # noqa: B018
@@ -160,12 +164,26 @@ def test_only_what_changed_is_described_again(prefix, photos, describe, tmp_path
 
 
 def test_shards_make_the_same_index(photos, describe, tmp_path):
+    """Each begins without what the others have described, as several machines do."""
     describe(photos, "-o", tmp_path / "one")
-    counts = [describe(photos, "-o", tmp_path / "i", "--shard", f"{n}/3").stdout for n in (2, 1, 3)]
-    assert sum(int(line.split(": ")[1].split()[0]) for line in counts) == COUNT
+    one, shares = index.read(tmp_path / "one"), []
+    for number in (1, 2):
+        told = describe(photos, "-o", tmp_path / str(number), "--shard", f"{number}/2").stdout
+        part = tmp_path / str(number) / index.PARTS / f"{number}-of-2.jsonl"
+        shares.append([json.loads(line)["path"] for line in part.read_text().splitlines()[1:]])
+        assert told == f"share {number} of 2: {len(shares[-1])} pictures described\n"
+        assert [zlib.crc32(path.encode()) % 2 for path in shares[-1]] == [number - 1] * len(shares[-1])
+        shutil.copytree(str(part.parent), str(tmp_path / "i" / index.PARTS), dirs_exist_ok=True)
+    assert sorted(sum(shares, [])) == [item.path for item in one[1]]
     assert "0 pictures described" in describe(photos, "-o", tmp_path / "i").stdout
-    one, other = (index.read(tmp_path / name) for name in ("one", "i"))
+    other = index.read(tmp_path / "i")
     assert list(one[1]) == list(other[1]) and np.abs(one[2] - other[2]).max() < 1e-6
+
+
+def test_shares_are_of_about_the_same_size():
+    found = [Picture(f"birds/{number:03d}.jpg", 1, 1, None, None) for number in range(300)]
+    shares = [share(found, (number, 4)) for number in range(1, 5)]
+    assert sorted(sum(shares, [])) == found and all(50 < len(each) < 100 for each in shares)
 
 
 def test_lists_with_boxes_and_lists_of_paths(prefix, photos, describe, tmp_path):
@@ -191,24 +209,30 @@ def test_lists_with_boxes_and_lists_of_paths(prefix, photos, describe, tmp_path)
     assert np.abs(vectors[0] - by_hand(prefix, [str(tmp_path / "crop.png")])[0]).max() < 1e-5
 
 
-def test_several_kills_lose_nothing(prefix, photos, tmp_path):
-    """SIGKILL at random moments while pictures are described; then the index is that of a run in one go."""
+def test_several_kills_lose_nothing(prefix, photos, tmp_path, start):
+    """SIGKILL at random moments while pictures are described; then the index is that of a run in one go.
+
+    KILL_SEED, printed when the test fails, repeats the waits. The last picture is a pipe that gives nothing: nothing
+    ends before it is killed.
+    """
+    seed = int(os.environ.get("KILL_SEED") or random.SystemRandom().randrange(10**6))
+    print(f"KILL_SEED={seed}")
+    moments = random.Random(seed)
+    os.mkfifo(photos / "zz.png")
     for copy in range(5):
         shutil.copytree(str(photos / "thin"), str(photos / f"copy-{copy}"))
     words = ["-m", "cgd.describe", prefix, photos, "-o", tmp_path / "i", "--gpu", -1, "--batch-size", 1]
     part, kept = tmp_path / "i" / index.PARTS / "1-of-1.jsonl", 1
     for _ in range(8 if LONG else 2):
-        process = subprocess.Popen(
-            [sys.executable, *map(str, words)], cwd=str(ROOT), preexec_fn=heed_stops, stderr=subprocess.DEVNULL
-        )
-        end = time.time() + 60
-        while process.poll() is None and time.time() < end and not (part.exists() and lines(part) > kept):
+        process, end = start(*words), time.time() + 120
+        while time.time() < end and not (part.exists() and lines(part) > kept):
             time.sleep(0.002)
-        time.sleep(random.random() / 100)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert lines(part) > kept, "it was not killed while it described, or forgot what it had"
+        time.sleep(moments.random() / 100)
+        os.killpg(process.pid, signal.SIGKILL)  # one of its processes may wait for the pipe
+        assert process.wait() == -signal.SIGKILL, "it ended before"
+        assert lines(part) > kept, "it described nothing, or forgot what it had"
         kept = lines(part) - 1
+    os.unlink(photos / "zz.png")
     result = command(*words)
     assert result.returncode == 0, result.stderr
     facts, items, vectors = index.read(tmp_path / "i")
@@ -299,6 +323,7 @@ def test_a_page_has_the_first_of_many_queries(photos, describe, search, tmp_path
     ]
 
 
+@needs_bfloat16
 def test_queries_have_the_precision_of_the_index(photos, describe, search, tmp_path):
     """A picture finds itself: its descriptors in float32 and bfloat16 are far apart in this network."""
     describe(photos, "-o", tmp_path / "i", "--dtype", "bfloat16")

@@ -11,7 +11,7 @@ import pytest
 from cgd.network import checkpoints, graphs, int8, model, onednn, onnx_graph, weights
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
-from conftest import LONG, lively_network
+from conftest import LONG, lively_network, needs_bfloat16
 
 SIDE = 64
 
@@ -186,6 +186,7 @@ def saved(tmp_path):
     return net, prefix
 
 
+@needs_bfloat16
 @pytest.mark.parametrize("backbone", BACKBONES if LONG else ["resnet18_v1", "shufflenet_v2"])
 def test_bfloat16_is_close(backbone, tmp_path):
     net = network(backbone, "MG")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cgd import explain
 from cgd.network import backbones, checkpoints, heads
 from cgd.retrieval import maps
 from cgd.system.environment import mx
@@ -230,8 +231,21 @@ def test_the_command_draws_and_prints_sums(saved, tmp_path, here):
             assert line.startswith(f"  {path}: S ")
             *terms, total = [float(word) for word in line.split(":")[1].split() if word[-1].isdigit()]
             assert len(terms) == 4 and total == similarity and sum(terms) == pytest.approx(total, abs=3e-4)
-    drawn = Image.open(str(file))
-    assert drawn.width > 1200 and 2 * 144 < drawn.height < 3 * 144
+    drawn, side, gap, text = Image.open(str(file)), explain.SIDE, explain.GAP, explain.LINE
+    assert drawn.width > 1200 and 2 * side < drawn.height < 3 * side
+    places, shown = maps.PlaceVectors(checkpoints.Checkpoint(prefix), mx.cpu())(pictures(3)), pictures(3)
+    for number in (1, 2):
+        found = maps.similarity_maps(places[0], places[number])
+        for column, name in enumerate(("image", "all", *"SMG")):
+            values = [each.whole if name == "all" else each.branches.get(name) for each in (found.a, found.b)]
+            for place, item in enumerate((0, number)):
+                expected = Image.fromarray(shown[item]).resize((side, side * HEIGHT // WIDTH), Image.BILINEAR)
+                if name != "image":
+                    expected = maps.over(expected, values[place], maps.scale_of(*values))
+                x = gap + column * (2 * (side + gap) + gap) + place * (side + gap)
+                y = gap + (number - 1) * (side + 2 * text + 2 * gap) + text
+                block = drawn.crop((x, y, x + expected.width, y + expected.height))
+                np.testing.assert_allclose(np.asarray(block, int), np.asarray(expected, int), atol=2)
     assert "cropped images" in result.stderr
     boxes = [word for _ in paths for word in ("--box", "2,1,20,12")]
     cropped = here("-m", "cgd.explain", prefix, *paths, "-o", file, *boxes)

@@ -355,19 +355,18 @@ def test_a_failed_run_is_told_and_the_others_are_done(stand_in, capfd):
     assert [each.state() for each in jobs] == ["begun", "finished"]
 
 
-def test_a_stopped_run_goes_on(small_study, tmp_path, here):
-    flags = (*small_study.flags, "--iterations", "30", "--save-every", "1", "--eval-every", "30")
+def test_a_stopped_run_goes_on(small_study, tmp_path, here, start):
+    flags = (*small_study.flags, "--iterations", "100", "--save-every", "5", "--eval-every", "100")
     study = small_study._replace(folder=tmp_path / "stopped", flags=flags)
     words = words_of(study, "--table", "4", "--gpus", "-1", "--", *flags)
     first, second = (study.job(row, 0) for row in paper.TABLES["4"].rows)
     pretend(second, recalls(0.5))
-    command = [sys.executable, *map(str, words)]
-    stopped = subprocess.Popen(command, cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert wait_until((first.folder / "state.npz").exists, 60)
+    with open(tmp_path / "told.txt", "w") as told:
+        stopped = start(*words, stderr=told)
+    assert wait_until((first.folder / "state.npz").exists, 200)
     (training,) = children_of(stopped.pid)
     stopped.send_signal(signal.SIGTERM)
-    _, errors = stopped.communicate(timeout=60)
-    assert stopped.returncode == 130 and b"Traceback" not in errors
+    assert stopped.wait(200) == 130 and "Traceback" not in (tmp_path / "told.txt").read_text()
     assert not os.path.exists("/proc/{}".format(training))
     assert first.state() == "begun"
 
@@ -382,16 +381,16 @@ def claimable(folder):
         return claim is not None
 
 
-def test_a_run_whose_starter_was_killed_is_not_begun_beside_it(small_study, tmp_path):
+def test_a_run_whose_starter_was_killed_is_not_begun_beside_it(small_study, tmp_path, start):
     study = small_study._replace(folder=tmp_path / "orphan", flags=(*small_study.flags, "--iterations", "1000000"))
     words = [*words_of(study, "--table", "4", "--gpus", "-1", "--", *study.flags)]
-    starter = subprocess.Popen([sys.executable, *map(str, words)], cwd=str(ROOT), stdout=subprocess.DEVNULL)
+    starter = start(*words)
     folder = study.job(paper.TABLES["4"].rows[0], 0).folder
-    assert wait_until((folder / "arguments.json").exists, 60)
+    assert wait_until((folder / "arguments.json").exists, 200)
     (training,) = children_of(starter.pid)
     starter.kill()
     starter.wait()
-    try:
+    try:  # it has a process group of its own
         with runs.claimed(folder) as claim:
             assert claim is None and running(training)
     finally:
@@ -624,10 +623,11 @@ def test_the_papers_figures_stand_only_beside_their_own_data_set(tmp_path):
     assert "0.7681" not in results.markdown(results.collect(other, ["main"]))
 
 
-def test_render_and_plot_from_the_command_line(tmp_path, monkeypatch, capfd):
+def test_render_and_plot_from_the_command_line(tmp_path, monkeypatch, figures):
     study = study_with(tmp_path, "dimensions", {"96": [0.5, 0.6], "384": [0.7, 0.6]})
-    pretend(study.job(row_named("configurations", "S"), 0), recalls(0.5))
-    pretend(study.job(row_named("configurations", "MG"), 0), recalls(0.5))
+    for seed, (s, mg) in enumerate([(0.5, 0.75), (0.25, 0.5)]):
+        pretend(study.job(row_named("configurations", "S"), seed), recalls(s))
+        pretend(study.job(row_named("configurations", "MG"), seed), recalls(mg))
     runs.keep_setting(study)
     readme = tmp_path / "README.md"
     marks = "<!-- results: cub200 -->\n{}<!-- end of results: cub200 -->\nafter\n"
@@ -635,7 +635,6 @@ def test_render_and_plot_from_the_command_line(tmp_path, monkeypatch, capfd):
     words = ["--output-dir", tmp_path, "--results", tmp_path / "out", "--render", "--plot", "--readme", readme]
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", list(map(str, ["tables", *words])))
-    pytest.importorskip("matplotlib")
     tables.main()
     record = json.loads((tmp_path / "out" / "cub200.json").read_text())
     assert record == results.collect(study)
@@ -645,6 +644,18 @@ def test_render_and_plot_from_the_command_line(tmp_path, monkeypatch, capfd):
     for name in ("configurations", "dimensions"):
         with Image.open(str(tmp_path / "out" / "cub200-{}.png".format(name))) as picture:
             assert min(picture.size) > 300 and np.asarray(picture.convert("L")).std() > 10
+    axes, curves = (figure.axes[0] for figure in figures)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["S", "MG"]
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[0, 50], [0, 25]], [[1, 75], [1, 50]]]
+    means = [lines.get_segments()[0][:, 1].tolist() for lines in axes.collections]
+    assert means == [[37.5, 37.5], [62.5, 62.5]]
+    scores = {1536: (75, 50), 96: (50, 60), 384: (70, 60)}  # the recipe has 1536 dimensions, and is MG
+    for (line, _, (bars,)), more in zip(curves.containers, (0, 10)):  # R@1, R@2
+        assert len(bars.get_segments()) == len(scores)
+        for (size, mean), ((_, low), (_, high)) in zip(line.get_xydata(), bars.get_segments()):
+            deviation = np.std(scores[size], ddof=1)
+            expected = np.mean(scores[size]) + more + deviation * np.array([-1, 0, 1])
+            assert [low, mean, high] == pytest.approx(expected.tolist())
     readme.write_text("no marks")
     with pytest.raises(InputError, match="expected the lines <!-- results: cub200 -->"):
         tables.main()

@@ -39,9 +39,25 @@ def test_a_run_without_steps_has_a_table_too(tmp_path):
     assert table.splitlines()[1].split() == ["0"] + ["-"] * len(curves.COLUMNS) + ["0.5000"]
 
 
-def test_the_curves_are_a_picture(tmp_path, capsys):
-    pytest.importorskip("matplotlib", reason="no matplotlib here: no curves")
-    curves.tell(folder_with(tmp_path, LOG))
+def test_the_curves_are_a_picture(tmp_path, capsys, figures):
+    values = {name: number for number, name in enumerate(curves.LOGGED.split(), 1)}
+    log = [line(n, **{name: n * value for name, value in values.items()}) for n in (10, 20)]
+    curves.tell(folder_with(tmp_path, log + LOG[2:3] + LOG[4:]))
+    (figure,) = figures
+    drawn = {axes.get_title(): [one.get_xydata().tolist() for one in axes.lines] for axes in figure.axes}
+    for title, names in (
+        ("learning rate", ["lr"]),
+        ("ranking loss", ["ranking_loss"]),
+        ("classification loss", ["classification_loss"]),
+        ("hardest distances", ["hardest_positive", "hardest_negative"]),
+        ("share of active triplets", ["active_triplets"]),
+        ("norm of the gradients", ["gradient_norm"]),
+        ("share of time spent waiting for data", ["data_time"]),
+    ):
+        assert drawn[title] == [[[10, 10 * values[name]], [20, 20 * values[name]]] for name in names], title
+    ratio = values["hardest_positive"] / values["hardest_negative"]
+    assert drawn["hardest positive / hardest negative"] == [[[10, ratio], [20, ratio]]]
+    assert drawn["recall"] == [[[20, 0.25], [30, 0.75]], [[20, 0.5], [30, 1.0]]]
     assert "curves.png" in capsys.readouterr().out
     assert len(Image.open(str(tmp_path / "curves.png")).convert("RGB").getcolors(10**6)) > 20
 

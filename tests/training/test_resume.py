@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from cgd.network import checkpoints, model
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
 from cgd.training import objective, run, state
-from conftest import LONG, ROOT, children_of, command, running, wait_until
+from conftest import LONG, children_of, command, running, wait_until
 
 RUN = "--from-scratch --batch-size 8 --images-per-identity 2 --image-width 32 --image-height 32 --dim 16 --gpu -1"
 RUN += " --iterations 83 --eval-every 30 --save-every 3 --recallk 1 --learn-p yes --milestones 7 --seed 3"
@@ -37,13 +35,6 @@ def whole(small_demo, tmp_path_factory):
     result = command(*words(small_demo, folder), "--num-workers", 1)
     assert result.returncode == 0, result.stderr
     return folder
-
-
-def begin(*more):
-    """A process of train.py, its output thrown away."""
-    return subprocess.Popen(
-        [sys.executable, *map(str, more)], cwd=str(ROOT), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
 
 
 def assert_the_same(folder, whole):
@@ -66,7 +57,7 @@ def log_of(folder):
     return [{name: line[name] for name in line if name not in ("images_per_second", "data_time")} for line in lines]
 
 
-def test_a_run_killed_several_times_ends_like_one_that_was_not(small_demo, whole, tmp_path):
+def test_a_run_killed_several_times_ends_like_one_that_was_not(small_demo, whole, tmp_path, start):
     """By kill -9, at moments that nobody chose: while it reads, trains, writes or evaluates.
 
     The waits differ from run to run; RESUME_SEED, printed when the test fails, repeats them.
@@ -74,7 +65,7 @@ def test_a_run_killed_several_times_ends_like_one_that_was_not(small_demo, whole
     seed = int(os.environ.get("RESUME_SEED") or random.SystemRandom().randrange(10**6))
     print(f"RESUME_SEED={seed}")
     moments, folder, hit = random.Random(seed), tmp_path / "run", 0
-    process = begin(*words(small_demo, folder), "--num-workers", 1)
+    process = start(*words(small_demo, folder), "--num-workers", 1)
     assert wait_until((folder / "arguments.json").exists, 200)
     for _ in range(KILLS):
         wait_for_progress(process, folder / "log.jsonl", trained=not hit or moments.random() < 0.5)
@@ -88,7 +79,7 @@ def test_a_run_killed_several_times_ends_like_one_that_was_not(small_demo, whole
         iteration = state.read_state(folder / "state.npz")[1]["iteration"] if saved else 0
         print(f"killed after {pause:.3f} s, {'running' if running else 'ended'}, state of iteration {iteration}")
         (folder / ".part-1-last.json").touch()  # as a kill amid a write leaves it
-        process = begin("train.py", "--resume", folder)
+        process = start("train.py", "--resume", folder)
     assert process.wait(200) == 0 and hit
     assert_the_same(folder, whole)
 
@@ -103,17 +94,15 @@ def wait_for_progress(process, log, trained):
     wait_until(lambda: process.poll() is not None or facts() > before, 200)
 
 
-def test_a_run_that_still_trains_is_not_resumed(small_demo, tmp_path):
+def test_a_run_that_still_trains_is_not_resumed(small_demo, tmp_path, start):
     folder = tmp_path / "run"
-    process = begin(*words(small_demo, folder), "--num-workers", 0)
-    try:
-        assert wait_until((folder / "log.jsonl").exists, 200)
-        process.send_signal(signal.SIGSTOP)
-        told = command("train.py", "--resume", folder, "--num-workers", 0)
-        assert told.returncode == 2 and "another process trains in this folder" in told.stderr
-    finally:
-        process.kill()
-        process.wait()
+    process = start(*words(small_demo, folder), "--num-workers", 0)
+    assert wait_until((folder / "log.jsonl").exists, 200)
+    process.send_signal(signal.SIGSTOP)
+    told = command("train.py", "--resume", folder, "--num-workers", 0)
+    assert told.returncode == 2 and "another process trains in this folder" in told.stderr
+    process.kill()
+    process.wait()
     assert run.occupy(folder)  # the lock has ended with the process
 
 
@@ -128,10 +117,10 @@ def test_two_runs_never_choose_the_same_folder(tmp_path):
     assert run.occupy(folders[0])
 
 
-def test_a_run_that_was_asked_to_stop_goes_on(small_demo, whole, tmp_path, here):
+def test_a_run_that_was_asked_to_stop_goes_on(small_demo, whole, tmp_path, here, start):
     """By SIGTERM, as a scheduler asks; what Ctrl-C leaves is in test_commands.py."""
     folder = tmp_path / "run"
-    process = begin(*words(small_demo, folder), "--num-workers", 2)
+    process = start(*words(small_demo, folder), "--num-workers", 2)
     assert wait_until(lambda: (folder / "log.jsonl").exists() and (folder / "log.jsonl").read_text(), 200)
     loaders = children_of(process.pid)
     process.send_signal(signal.SIGTERM)

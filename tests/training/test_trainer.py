@@ -200,10 +200,10 @@ def test_the_state_is_saved_by_the_clock_or_by_iterations(small_demo, tmp_path, 
     assert kept_iterations(make_one(), monkeypatch, save_every=6) == [6, 12, 13, 18, 20]
 
 
-def test_best_is_the_best_at_the_smallest_k(small_demo, tmp_path, monkeypatch):
-    run = make(small_demo, tmp_path)
+def with_recalls(run, results):
+    """The run, whose evaluations have these results, at K = 10 and 1, whatever it trains."""
     run.dataset = run.dataset._replace(ranks=(10, 1))
-    results = iter([[0.9, 0.5], [0.8, 0.6]])
+    results = iter(results)
     evaluator = namedtuple("Fake", "extractor")(run.loaders.evaluator.extractor)
 
     class Fake(type(evaluator)):
@@ -211,8 +211,23 @@ def test_best_is_the_best_at_the_smallest_k(small_demo, tmp_path, monkeypatch):
             return namedtuple("Result", "recalls")(next(results))
 
     run.loaders = run.loaders._replace(evaluator=Fake(evaluator.extractor))
-    last, best, iteration = run.run()
-    assert (last, best, iteration) == ([0.8, 0.6], [0.8, 0.6], 4)
+    return run
+
+
+def test_best_is_the_best_at_the_smallest_k(small_demo, tmp_path):
+    """The first of those that are equal; and no worse one replaces it, of a resumed run neither."""
+    run = with_recalls(make(small_demo, tmp_path), [[0.9, 0.5], [0.8, 0.6], [0.95, 0.6]])
+    with open(tmp_path / "log.jsonl", "w") as log:
+        for run.iteration in (2, 4, 6):
+            run.evaluate(log)
+        run._save_state(log)
+    assert (run.recalls, run.best) == ([0.95, 0.6], ([0.8, 0.6], 4))
+    resumed = with_recalls(make(small_demo, tmp_path, iterations=6), [[0.99, 0.55]])
+    state.restore(resumed)
+    resumed.evaluated = None  # and its last iteration is evaluated once more
+    assert resumed.run() == ([0.99, 0.55], [0.8, 0.6], 4)
+    kept = checkpoints.Checkpoint(tmp_path / "best").description
+    assert (kept["iteration"], kept["recall"]) == (4, {"10": 0.8, "1": 0.6})
 
 
 def test_an_evaluation_has_batches_of_its_own_and_shows_how_far_it_is(small_demo, tmp_path, capsys, monkeypatch):
@@ -237,8 +252,6 @@ def test_an_evaluation_has_batches_of_its_own_and_shows_how_far_it_is(small_demo
 
 def test_memory_that_runs_out_is_told_with_what_to_try(small_demo, tmp_path, monkeypatch):
     run = make(small_demo, tmp_path)
-    view = images.TrainingView(run.dataset.train, SIZE, SIZE)
-    batch = one_batch(view, run.sampler.batch(0))
 
     def fail(*_):
         with address_space(2**30):
@@ -246,8 +259,7 @@ def test_memory_that_runs_out_is_told_with_what_to_try(small_demo, tmp_path, mon
 
     monkeypatch.setattr(run.optimiser, "step", fail)
     with pytest.raises(InputError, match="out of memory; resume with --micro-batch 4, or on several devices, "):
-        with environment.memory_for(run._memory_advice()):
-            run.step(*batch)
+        run.run()
     run.objective.micro_batch = 3  # 8 images in pieces of 3, 3 and 2, of which there is no half to try
     assert run._memory_advice().endswith("or start a new run with smaller images")
     monkeypatch.setattr(checkpoints, "inference", lambda *_: fail)
