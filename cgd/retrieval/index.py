@@ -81,6 +81,7 @@ def read(folder):
         begun = (folder / PARTS).is_dir()
         hint = f"it is not finished: {AGAIN}, without --shard" if begun else "python -m cgd.describe writes one"
         raise InputError(f"{folder}: no index ({FACTS} is missing); {hint}")
+    before = None
     try:
         before = _state(folder)
         facts = json.loads((folder / FACTS).read_text())
@@ -89,10 +90,16 @@ def read(folder):
         if not fits or (folder / NEW / FACTS).exists() or _state(folder) != before:  # in this order
             raise ValueError("its files are not of one time")
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        changing = (folder / NEW).exists() or _state(folder) != before
-        advice = AGAIN if changing else "it is damaged: delete it, and describe the pictures again"
-        raise InputError(f"{folder}: not a complete index ({error}); {advice}")
+        raise InputError(f"{folder}: not a complete index ({error}); {_advice(folder, before)}")
     return facts, items, vectors
+
+
+def _advice(folder, before):
+    """What to do about an index that cannot be read. before : its `_state` when the reading began"""
+    with suppress(OSError):
+        if not (folder / NEW).exists() and _state(folder) == before:
+            return "it is damaged: delete it, and describe the pictures again"
+    return AGAIN  # another process is publishing it, or was interrupted
 
 
 class Index:

@@ -34,6 +34,8 @@ def run(options, recipe, resumed):
 
 def train(options, recipe, resumed, store):
     """A run, on one machine or as one worker of the store."""
+    if options.output_dir:
+        check_output_dir(Path(options.output_dir))
     whole = dataset = flags.load_dataset(options, options.dataset)
     datasets.check_trainable(dataset)
     now = record.new(options, dataset, store)
@@ -93,24 +95,24 @@ def load_weights(net, options, recipe):
     return hashlib.sha1(Path(file).read_bytes()).hexdigest()
 
 
-def run_folder(options, recipe):
-    """The folder of the run; without --output-dir a new one. Raises InputError if --output-dir holds a run already."""
-    if options.resume:
-        return Path(options.resume)
-    if not options.output_dir:
-        return free_folder(Path("runs"), f"{options.dataset}-{recipe.config}")
-    folder = Path(options.output_dir)
+def check_output_dir(folder):
+    """Raises InputError if the folder holds a run already."""
     if (folder / "log.jsonl").exists():
         raise InputError(f"--output-dir {folder}: holds a run; choose another folder, or --resume {folder}")
-    return folder
+
+
+def run_folder(options, recipe):
+    """The folder of the run; without --resume or --output-dir a new one."""
+    given = options.resume or options.output_dir
+    return Path(given) if given else free_folder(Path("runs"), f"{options.dataset}-{recipe.config}")
 
 
 def free_folder(parent, name):
     """Creates and returns the first of NAME-1, NAME-2, ... that does not exist; so two runs never choose the same."""
+    parent.mkdir(parents=True, exist_ok=True)
     for number in range(1, 10**6):
         folder = parent / f"{name}-{number}"
         with suppress(FileExistsError):
-            parent.mkdir(parents=True, exist_ok=True)
             folder.mkdir()
             return folder
 
