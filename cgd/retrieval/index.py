@@ -244,10 +244,11 @@ class Part:
 
         Raises InputError for vectors of another length than the description of their network says.
         """
+        vectors = np.asarray(vectors, self.stored)
         if vectors.shape[1] != self.dim:
             raise InputError(f"the network gives {vectors.shape[1]} dimensions, but its description says {self.dim}")
         with _writing(self.folder):
-            self.vectors.write(np.asarray(vectors, self.stored).tobytes())
+            self.vectors.write(vectors.tobytes())
             self._flush()
             self.items.write("".join(map(_line, pictures)).encode())
             self._flush()

@@ -34,7 +34,7 @@ def run(options, recipe, resumed):
 
 def train(options, recipe, resumed, store):
     """A run, on one machine or as one worker of the store."""
-    if options.output_dir:
+    if options.output_dir and not options.resume:  # a resumed run has the flags that it was begun with
         check_output_dir(Path(options.output_dir))
     whole = dataset = flags.load_dataset(options, options.dataset)
     datasets.check_trainable(dataset)
