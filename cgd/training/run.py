@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import json
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from cgd.data import datasets, flags, loader
@@ -58,25 +58,29 @@ def train(options, recipe, resumed, store):
     more = loaders, options.seed, store, options.micro_batch
     training = trainer.Trainer(net, dataset, recipe, options.resume or ".", devices, *more)
     if leads:  # the other workers write nothing
-        folder = training.folder = run_folder(options, recipe)
-        _lock = occupy(folder)  # until this process ends
-    if resumed:
-        state.restore(training)
-    if training.leads:
-        record.write(folder, resumed or now, recipe)
-        print("run: {}{}".format(folder, f", from iteration {training.iteration}" if resumed else ""))
-        recipes.warn_of_milestones(recipe)
-    if store:
-        store._barrier()  # all have read the state before the first one writes it
+        training.folder = run_folder(options, recipe)
+    with occupied(training.folder) if leads else nullcontext():
+        if resumed:
+            state.restore(training)
+        if leads:
+            record.write(training.folder, resumed or now, recipe)
+            print("run: {}{}".format(training.folder, f", from iteration {training.iteration}" if resumed else ""))
+            recipes.warn_of_milestones(recipe)
+        if store:
+            store._barrier()  # all have read the state before the first one writes it
+        scores = training.run(options.save_every)
+        if leads:
+            tell(training, scores, test, options.eval_batch_size)
 
-    scores = training.run(options.save_every)
-    if training.leads:
-        report(scores, folder, recipe, dataset)
-        if test:
-            report_test(test, folder, devices[0], options.eval_batch_size)
-        else:
-            print("`best` was selected on the test split and is optimistic; compare `last` with other results.")
-        tell_curves(folder)
+
+def tell(training, scores, test, batch_size):
+    """Reports a run that has ended. test : what evaluates the test split, if validation classes have chosen `best`"""
+    report(scores, training.folder, training.recipe, training.dataset)
+    if test:
+        report_test(test, training.folder, training.devices[0], batch_size)
+    else:
+        print("`best` was selected on the test split and is optimistic; compare `last` with other results.")
+    tell_curves(training.folder)
 
 
 def load_weights(net, options, recipe):
@@ -117,20 +121,21 @@ def free_folder(parent, name):
             return folder
 
 
-def occupy(folder):
-    """Locks the folder of a run against other processes, and returns the locked file, which must stay open.
+@contextmanager
+def occupied(folder):
+    """Locks the folder of a run against other processes, in the block, and until the end of a process that is killed.
 
-    The lock ends with this process, however it ends. Raises InputError if another process has it.
+    Raises InputError if another process has locked it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / "lock", "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"{folder}: another process trains in this folder; wait for its end, or choose another")
-    except OSError:
-        pass  # a file system without locks
-    return file
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process trains in this folder; wait for its end, or choose another")
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def tell_curves(folder):

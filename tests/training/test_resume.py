@@ -103,18 +103,18 @@ def test_a_run_that_still_trains_is_not_resumed(small_demo, tmp_path, start):
     assert told.returncode == 2 and "another process trains in this folder" in told.stderr
     process.kill()
     process.wait()
-    assert run.occupy(folder)  # the lock has ended with the process
+    with run.occupied(folder):  # the lock has ended with the process
+        pass
 
 
 def test_two_runs_never_choose_the_same_folder(tmp_path):
     (tmp_path / "cub200-MG-1").mkdir()
     folders = [run.free_folder(tmp_path, "cub200-MG") for _ in range(3)]
     assert [folder.name for folder in folders] == ["cub200-MG-2", "cub200-MG-3", "cub200-MG-4"]
-    lock = run.occupy(folders[0])
-    with pytest.raises(InputError, match="another process trains in this folder"):
-        run.occupy(folders[0])
-    lock.close()
-    assert run.occupy(folders[0])
+    with run.occupied(folders[0]), pytest.raises(InputError, match="another process trains in this folder"):
+        run.occupied(folders[0]).__enter__()
+    with run.occupied(folders[0]):
+        pass
 
 
 def test_a_run_that_was_asked_to_stop_goes_on(small_demo, whole, tmp_path, here, start):
