@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from cgd.data import datasets
 from cgd.data.birds import draw_demo
-from cgd.system import errors
+from cgd.system import errors, files
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,12 +31,6 @@ def command(*words):
 
 def recalls(folder, name):
     return json.loads((folder / (name + ".json")).read_text())["recall"]
-
-
-def free_folder():
-    """The first of runs/demo-1, runs/demo-2, ... that does not exist."""
-    names = (Path(f"runs/demo-{number}") for number in range(1, 10**6))
-    return next(name for name in names if not (ROOT / name).exists())
 
 
 def table(columns):
@@ -56,7 +50,7 @@ def main():
         parser.add_argument(*names, help=argparse.SUPPRESS)
     options, flags = parser.parse_known_args()
     start = time.time()
-    folder = free_folder()
+    folder = files.new_folder(ROOT / "runs", "demo").relative_to(ROOT)
     data = options.data_dir or datasets.SOURCES["demo"].folder
     both = ["--data-dir", data] if options.data_dir else []
     both += ["--num-workers", options.num_workers] if options.num_workers else []

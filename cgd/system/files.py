@@ -1,7 +1,7 @@
 """Atomic writing of files: after an interruption, a file is either complete or unchanged."""
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cgd.system.errors import InputError
@@ -25,6 +25,16 @@ def replacing(path):
     finally:
         if part.exists():
             part.unlink()
+
+
+def new_folder(parent, name):
+    """Creates and returns the first of NAME-1, NAME-2, ... that does not exist; so two runs never choose the same."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 10**6):
+        folder = parent / f"{name}-{number}"
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder
 
 
 def to_disk(path):

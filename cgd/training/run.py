@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import json
 import sys
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from cgd.data import datasets, flags, loader
@@ -12,7 +12,7 @@ from cgd.network import weights
 from cgd.network.checkpoints import Checkpoint
 from cgd.system import environment
 from cgd.system.errors import InputError
-from cgd.system.files import replacing
+from cgd.system.files import new_folder, replacing
 from cgd.training import cluster, curves, recipes, record, state, trainer
 
 
@@ -108,17 +108,7 @@ def check_output_dir(folder):
 def run_folder(options, recipe):
     """The folder of the run; without --resume or --output-dir a new one."""
     given = options.resume or options.output_dir
-    return Path(given) if given else free_folder(Path("runs"), f"{options.dataset}-{recipe.config}")
-
-
-def free_folder(parent, name):
-    """Creates and returns the first of NAME-1, NAME-2, ... that does not exist; so two runs never choose the same."""
-    parent.mkdir(parents=True, exist_ok=True)
-    for number in range(1, 10**6):
-        folder = parent / f"{name}-{number}"
-        with suppress(FileExistsError):
-            folder.mkdir()
-            return folder
+    return Path(given) if given else new_folder(Path("runs"), f"{options.dataset}-{recipe.config}")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import pytest
 
 from cgd.data import datasets
 from cgd.network import checkpoints, model
+from cgd.system import files
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
 from cgd.training import objective, run, state
@@ -109,7 +110,7 @@ def test_a_run_that_still_trains_is_not_resumed(small_demo, tmp_path, start):
 
 def test_two_runs_never_choose_the_same_folder(tmp_path):
     (tmp_path / "cub200-MG-1").mkdir()
-    folders = [run.free_folder(tmp_path, "cub200-MG") for _ in range(3)]
+    folders = [files.new_folder(tmp_path, "cub200-MG") for _ in range(3)]
     assert [folder.name for folder in folders] == ["cub200-MG-2", "cub200-MG-3", "cub200-MG-4"]
     with run.occupied(folders[0]), pytest.raises(InputError, match="another process trains in this folder"):
         run.occupied(folders[0]).__enter__()
