@@ -132,11 +132,58 @@ class BatchNormReLU6(nn.BatchNorm):
 
     def hybrid_forward(self, F, x, gamma, beta, running_mean, running_var):
         below = F.BatchNorm(x, -gamma, 6 - beta, running_mean, running_var, name="fwd", **self._kwargs)
-        below = F.Activation(below, act_type="relu")
-        ones = F.BlockGrad(F.ones_like(gamma))
-        depthwise = dict(kernel=(1, 1), num_filter=self.channels, num_group=self.channels)
-        x = F.Convolution(below, F.reshape(-ones, (-1, 1, 1, 1)), 6 * ones, **depthwise)
-        return F.Activation(x, act_type="relu")
+        return _relu6_from_below(F, below, gamma, self.channels)
+
+
+class FrozenConvolution(mx.gluon.HybridBlock):
+    """A convolution with the frozen batch norm after it, as one convolution; also the ReLU6 of a `BatchNormReLU6`.
+
+    Batch norm multiplies by gamma / sqrt(variance + eps) and shifts, and frozen it does so with constants. Multiplied
+    into the weights, they spare a pass over the feature maps forward and another one backward. What is trained are the
+    convolution's own weights.
+    """
+
+    def __init__(self, convolution, norm):
+        super().__init__()
+        for block in (convolution, norm):
+            self.params.update(block.params)
+            for name, parameter in block._reg_params.items():
+                setattr(self, name, parameter)
+        self.convolution_options = dict(convolution._kwargs, no_bias=False)
+        self.eps, self.fix_gamma = norm._kwargs["eps"], norm._kwargs["fix_gamma"]
+        self.relu6 = isinstance(norm, BatchNormReLU6)
+
+    def hybrid_forward(self, F, x, weight, gamma, beta, running_mean, running_var, bias=0):
+        factor = (F.ones_like(gamma) if self.fix_gamma else gamma) / F.sqrt(running_var + self.eps)
+        shift = beta + (bias - running_mean) * factor
+        if self.relu6:
+            factor, shift = -factor, 6 - shift
+        weight = F.broadcast_mul(weight, F.reshape(factor, (-1, 1, 1, 1)))
+        x = F.Convolution(x, weight, shift, **self.convolution_options)
+        return _relu6_from_below(F, x, gamma, self.convolution_options["num_filter"]) if self.relu6 else x
+
+
+def fold_frozen_batch_norm(net):
+    """Changes a `model.CGD` in place whose batch norm is frozen: `FrozenConvolution` wherever it follows a convolution.
+
+    After this, weights can be loaded by the parameters' own names only. It must come before the first forward pass.
+    """
+    for sequence in children(net.features, nn.HybridSequential):
+        names = list(sequence._children)
+        for first, second in zip(names, names[1:]):
+            convolution, norm = sequence._children[first], sequence._children[second]
+            if isinstance(convolution, nn.Conv2D) and isinstance(norm, nn.BatchNorm):
+                sequence._children[first] = FrozenConvolution(convolution, norm)
+                sequence._children[second] = nn.HybridLambda(lambda F, x: x)
+
+
+def _relu6_from_below(F, below, per_channel, channels):
+    """ReLU6 of y from 6 - y, (N, C, H, W). per_channel : any array of shape (C,)"""
+    ones = F.BlockGrad(F.ones_like(per_channel))
+    depthwise = dict(kernel=(1, 1), num_filter=channels, num_group=channels)
+    below = F.Activation(below, act_type="relu")
+    x = F.Convolution(below, F.reshape(-ones, (-1, 1, 1, 1)), 6 * ones, **depthwise)
+    return F.Activation(x, act_type="relu")
 
 
 def clipped_relu(F, x):

@@ -102,6 +102,8 @@ class Trainer:
         )
         if recipe.freeze_batch_norm:
             net.freeze_batch_norm()
+            if devices[0].device_type == "cpu":
+                onednn.fold_frozen_batch_norm(net)
         for parameter in net.features.collect_params().values():
             parameter.lr_mult = recipe.backbone_lr_mult
         self.objective = Objective(net, recipe, devices, micro_batch)

@@ -5,7 +5,7 @@ import pytest
 from test_trainer import SIZE, make
 
 from cgd.data import images
-from cgd.network import backbones, model
+from cgd.network import model
 from cgd.system.environment import mx
 from cgd.training.objective import Objective
 from conftest import one_batch
@@ -22,8 +22,8 @@ def trained(small_demo, folder, devices=1, micro_batch=None):
     """A run after two steps with batch norm frozen, what was logged, and the weights before and after."""
     devices = [mx.cpu(number) for number in range(devices)]
     run = make(small_demo, folder, devices, micro_batch=micro_batch, freeze_batch_norm=True, lr=0.1, milestones=())
-    for norm in backbones.children(run.net.features, mx.gluon.nn.BatchNorm):
-        norm.running_var.set_data(mx.nd.full(norm.running_var.shape, 0.02))  # or the small network's maps would fade
+    for variance in run.net.features.collect_params(".*running_var").values():
+        variance.set_data(mx.nd.full(variance.shape, 0.02))  # or the small network's maps would fade
     run.net.classifier[0]._kwargs["use_global_stats"] = True
     # Adam divides by the gradient's size, which may be rounding error alone. With this epsilon its steps are smooth.
     run.optimiser.trainer._optimizer.epsilon = 1.0
