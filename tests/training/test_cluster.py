@@ -1,5 +1,6 @@
 """Several machines, as processes on this one: a scheduler, a server and workers."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import signal
 import socket
 import time
 from multiprocessing import forkserver
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from test_trainer import make
 
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
-from cgd.training import arguments, cluster, recipes
+from cgd.training import arguments, cluster, recipes, run
 from cgd.training.optimiser import Optimiser
 from conftest import ROOT, children_of, running, wait_until
 
@@ -274,3 +276,19 @@ def test_a_kind_and_the_variables_belong_together(monkeypatch, here):
     cluster.check(None)
     result = here("train.py", "--dataset", "demo", "--kvstore", "dist_sync")
     assert result.returncode == 2 and "the variable DMLC_ROLE is not set" in result.stderr
+
+
+def test_a_learned_p_is_refused_with_dist_async(monkeypatch):
+    """Its servers do not keep p between 1 and 6."""
+    monkeypatch.setattr(cluster, "check", lambda kind: None)
+    monkeypatch.setattr(cluster, "DMLC_ROLE", "worker")
+    joined = []
+    monkeypatch.setattr(cluster, "membership", lambda kind: joined.append(kind) or contextlib.nullcontext("store"))
+    monkeypatch.setattr(run, "train", lambda *arguments: None)
+    learned, fixed = recipes.Recipe(learn_p=True), recipes.Recipe()
+    with pytest.raises(InputError, match="--learn-p yes: not with --kvstore dist_async"):
+        run.run(SimpleNamespace(kvstore="dist_async"), learned, None)
+    assert not joined
+    for kind, recipe in (("dist_sync", learned), ("dist_async", fixed)):
+        run.run(SimpleNamespace(kvstore=kind), recipe, None)
+    assert joined == ["dist_sync", "dist_async"]
