@@ -227,7 +227,7 @@ def training_batch(network):
     return np.random.RandomState(0).randint(0, 256, shape).astype(np.uint8), np.arange(shape[0]) // 4
 
 
-def cgd_step(files, fast=True):
+def cgd_step(files, fast=True, freeze=lambda net: None):
     from cgd.data.datasets import Dataset, Record
     from cgd.network import onednn
     from cgd.system.environment import mx, seed_everything
@@ -241,6 +241,7 @@ def cgd_step(files, fast=True):
     recipe = networks.recipe(files.network)
     records = [Record(None, number, None, number) for number in range(networks.CLASSES)]
     net = trainer.build(recipe, Dataset("none", records, records, (1,)), [mx.cpu()])
+    freeze(net)
     objective, optimiser = Objective(net, recipe, [mx.cpu()]), Optimiser(net.collect_params(), recipe)
     pictures, identities = training_batch(files.network)
     pictures = mx.nd.array(pictures.transpose(0, 2, 3, 1), dtype="uint8")
@@ -251,6 +252,13 @@ def cgd_step(files, fast=True):
         mx.nd.waitall()
 
     return step
+
+
+def frozen(net):
+    from cgd.network import onednn
+
+    net.freeze_batch_norm()
+    onednn.fold_frozen_batch_norm(net)
 
 
 def pytorch_step(files):
@@ -290,6 +298,10 @@ END_TO_END = {
 TRAINING = {
     "cgd": cgd_step,
     "cgd, without onednn.for_training": lambda files: cgd_step(files, fast=False),
+    "cgd, batch norm frozen": lambda files: cgd_step(files, freeze=frozen),
+    "the same, without onednn.fold_frozen_batch_norm": lambda files: cgd_step(
+        files, freeze=lambda net: net.freeze_batch_norm()
+    ),
     "PyTorch": pytorch_step,
 }
 

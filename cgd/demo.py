@@ -69,7 +69,7 @@ def main():
         model = folder / run / "last"
         words = ["--pretrained-model", model, "--results", folder / (name + ".json"), *both, *on_gpu]
         command("test.py", *words, *more)
-    command("-m", "cgd.retrieval.sheet", folder / "after.npz", folder / "neighbours.png")
+    command("-m", "cgd.gallery.sheet", folder / "after.npz", folder / "neighbours.png")
     columns = {
         "before training": recalls(results, "before"),
         "after training": recalls(results, "after"),

@@ -444,7 +444,7 @@ def test_curves_that_cannot_be_drawn_do_not_spoil_a_run(small_demo, tmp_path, he
 def test_neighbours_are_drawn_and_marked(run, small_demo, tmp_path, evaluate):
     evaluate(run, small_demo, "--save-embeddings", tmp_path / "e.npz")
     result = command(
-        "-m", "cgd.retrieval.sheet", tmp_path / "e.npz", tmp_path / "n.png", "--queries", 3, "--neighbours", 4
+        "-m", "cgd.gallery.sheet", tmp_path / "e.npz", tmp_path / "n.png", "--queries", 3, "--neighbours", 4
     )
     assert result.returncode == 0, result.stderr
     kept = np.load(str(tmp_path / "e.npz"))
@@ -476,7 +476,7 @@ def test_neighbours_are_drawn_of_embeddings_kept_before_there_were_class_ids(run
     kept = dict(np.load(str(tmp_path / "e.npz")))
     del kept["class_ids"], kept["class_names"]
     np.savez(str(tmp_path / "old.npz"), **kept)
-    result = here("-m", "cgd.retrieval.sheet", tmp_path / "old.npz", tmp_path / "n.png")
+    result = here("-m", "cgd.gallery.sheet", tmp_path / "old.npz", tmp_path / "n.png")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "n.png").exists()
 
@@ -548,9 +548,7 @@ def test_queries_are_searched_in_their_gallery(run, small_demo, tmp_path, evalua
     first = [page["pictures"][row["items"][0]] for row in page["rows"]]
     assert [(tmp_path / picture[-1][0]).resolve() for picture in first] == [Path(others[n].path) for n in nearest]
     assert ["gallery", "20"] in page["facts"] and page["recalls"][0] == ["R@1", round(expected, 4)]
-    picture = here(
-        "-m", "cgd.retrieval.sheet", tmp_path / "e.npz", tmp_path / "n.png", "--queries", 9, "--neighbours", 3
-    )
+    picture = here("-m", "cgd.gallery.sheet", tmp_path / "e.npz", tmp_path / "n.png", "--queries", 9, "--neighbours", 3)
     assert picture.returncode == 0, picture.stderr
     step = sheet.SIDE + sheet.GAP
     pixels = np.asarray(Image.open(str(tmp_path / "n.png")).convert("RGB"))
@@ -726,7 +724,7 @@ COMMANDS = {
     "cgd/explain.py": ["nowhere/net", "a.jpg", "b.jpg", "-o", "OUTPUT.png"],
     "cgd/describe.py": ["nowhere/net", "photos", "-o", "OUTPUT"],
     "cgd/search.py": ["nowhere", "a.jpg"],
-    "cgd/retrieval/sheet.py": ["nowhere.npz", "OUTPUT.png"],
+    "cgd/gallery/sheet.py": ["nowhere.npz", "OUTPUT.png"],
     "cgd/training/curves.py": ["nowhere"],
     "cgd/tables/__main__.py": [],
     "cgd/demo.py": [],
@@ -794,7 +792,7 @@ def test_a_picture_of_neighbours_of_no_embeddings_is_told(tmp_path, what, here):
     np.savez(str(file), embeddings=np.zeros((3, 2)))
     content = {"nothing": b"", "half": file.read_bytes()[:100], "text": b"hello", "another archive": file.read_bytes()}
     file.write_bytes(content[what])
-    result = here("-m", "cgd.retrieval.sheet", file, tmp_path / "n.png")
+    result = here("-m", "cgd.gallery.sheet", file, tmp_path / "n.png")
     assert_one_line(result, "e.npz: not a file written by test.py")
 
 
@@ -819,7 +817,7 @@ def test_the_demo_passes_on_what_test_takes_too(monkeypatch, tmp_path, capsys):
         test.format("untrained", "before"),
         test.format("trained", "after") + f" --save-embeddings {folder}/after.npz",
         test.format("trained", "uncropped") + " --uncropped",
-        f"-m cgd.retrieval.sheet {folder}/after.npz {folder}/neighbours.png",
+        f"-m cgd.gallery.sheet {folder}/after.npz {folder}/neighbours.png",
     ]
     *_, titles, row = capsys.readouterr().out.partition("\n\nTotal time")[0].splitlines()
     assert re.split("  +", titles.strip()) == ["before training", "after training", "after, uncropped"]

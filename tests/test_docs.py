@@ -29,7 +29,7 @@ PROGRAMS = (
     "train.py",
     "test.py",
     "-m cgd.tables",
-    "-m cgd.retrieval.sheet",
+    "-m cgd.gallery.sheet",
     "-m cgd.training.curves",
     "-m cgd.export",
     "-m cgd.describe",

@@ -1,1 +1,1 @@
-"""A page of queries and their nearest neighbours: one HTML file for a browser."""
+"""Queries and their nearest neighbours to look at: a page for a browser, and an image."""

@@ -43,8 +43,7 @@ def read(file):
     Reads what mx.nd.save wrote, ONNX models, safetensors, and a checkpoint given by its prefix: PREFIX-0000.params.
     Raises InputError if the file is missing, invalid, or of another kind.
     """
-    if not Path(file).exists() and Path(f"{file}-0000.params").exists():
-        file = f"{file}-0000.params"
+    file = resolved(file)
     try:
         with open(file, "rb") as opened:
             start = opened.read(32)
@@ -65,6 +64,12 @@ def read(file):
     if not arrays:
         raise InputError(f"{file}: contains no weights; expected {KINDS}")
     return _finite({name: mx.nd.array(np.atleast_1d(value), dtype="float32") for name, value in arrays.items()}, file)
+
+
+def resolved(file):
+    """The file that is meant: PREFIX-0000.params if there is no file PREFIX, but that one."""
+    parameters = f"{file}-0000.params"
+    return parameters if not Path(file).exists() and Path(parameters).exists() else file
 
 
 def _finite(arrays, file):

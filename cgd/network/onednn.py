@@ -140,7 +140,7 @@ class FrozenConvolution(mx.gluon.HybridBlock):
 
     Batch norm multiplies by gamma / sqrt(variance + eps) and shifts, and frozen it does so with constants. Multiplied
     into the weights, they spare a pass over the feature maps forward and another one backward. What is trained are the
-    convolution's own weights.
+    convolution's own weights and bias.
     """
 
     def __init__(self, convolution, norm):
@@ -154,8 +154,10 @@ class FrozenConvolution(mx.gluon.HybridBlock):
         self.relu6 = isinstance(norm, BatchNormReLU6)
 
     def hybrid_forward(self, F, x, weight, gamma, beta, running_mean, running_var, bias=0):
-        factor = (F.ones_like(gamma) if self.fix_gamma else gamma) / F.sqrt(running_var + self.eps)
-        shift = beta + (bias - running_mean) * factor
+        # Constants behind BlockGrad: otherwise, with static memory, MXNet 1.9 leaves the gradient of a sum of one and
+        # the bias unwritten.
+        factor = F.BlockGrad((F.ones_like(gamma) if self.fix_gamma else gamma) / F.sqrt(running_var + self.eps))
+        shift = F.BlockGrad(beta - running_mean * factor) + bias * factor
         if self.relu6:
             factor, shift = -factor, 6 - shift
         weight = F.broadcast_mul(weight, F.reshape(factor, (-1, 1, 1, 1)))
@@ -164,17 +166,22 @@ class FrozenConvolution(mx.gluon.HybridBlock):
 
 
 def fold_frozen_batch_norm(net):
-    """Changes a `model.CGD` in place whose batch norm is frozen: `FrozenConvolution` wherever it follows a convolution.
+    """Replaces each convolution and the frozen batch norm after it by a `FrozenConvolution`, in a `model.CGD`.
 
-    After this, weights can be loaded by the parameters' own names only. It must come before the first forward pass.
+    Batch norms outside of a HybridSequential stay, such as those of resnet50_v1b, and those before a convolution.
+    After this, weights can be loaded by the parameters' own names only.
     """
-    for sequence in children(net.features, nn.HybridSequential):
+    for sequence in (
+        block for block in children(net.features, nn.HybridSequential) if type(block) is nn.HybridSequential
+    ):
         names = list(sequence._children)
         for first, second in zip(names, names[1:]):
             convolution, norm = sequence._children[first], sequence._children[second]
-            if isinstance(convolution, nn.Conv2D) and isinstance(norm, nn.BatchNorm):
+            linear = isinstance(convolution, nn.Conv2D) and convolution.act is None
+            if linear and isinstance(norm, nn.BatchNorm) and norm._kwargs["axis"] == 1:
                 sequence._children[first] = FrozenConvolution(convolution, norm)
                 sequence._children[second] = nn.HybridLambda(lambda F, x: x)
+    net._clear_cached_op()
 
 
 def _relu6_from_below(F, below, per_channel, channels):

@@ -1,1 +1,1 @@
-"""Evaluation, exact Recall@K and nearest neighbours, image sheets of retrieved neighbours."""
+"""Evaluation, exact Recall@K and nearest neighbours, the index, similarity maps."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from cgd.data import datasets, flags, loader
-from cgd.network import weights
+from cgd.network import formats, weights
 from cgd.network.checkpoints import Checkpoint
 from cgd.system import environment
 from cgd.system.errors import InputError
@@ -96,7 +96,7 @@ def load_weights(net, options, recipe):
     else:
         file = options.backbone_params or weights.zoo_file(recipe.backbone)
         weights.load_backbone(net.features, file)
-    return hashlib.sha1(Path(file).read_bytes()).hexdigest()
+    return hashlib.sha1(Path(formats.resolved(file)).read_bytes()).hexdigest()
 
 
 def check_output_dir(folder):

@@ -3,8 +3,11 @@
 Also the safetensors that cgd.export writes.
 """
 
+import hashlib
 import json
 import struct
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from cgd import export
 from cgd.network import backbones, checkpoints, formats, graphs, naming, weights
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
+from cgd.training import run
 from conftest import lively_network
 
 vision = mx.gluon.model_zoo.vision
@@ -379,6 +383,18 @@ def test_the_stride_of_resnet50_v1b_is_in_the_3_x_3_convolution():
     shortcut = np.einsum("oi,ihw->ohw", values["downsample.0.weight"][..., 0, 0], x[0, :, ::2, ::2])
     expected = np.maximum(y + batch_norm(shortcut, "downsample.1"), 0)
     np.testing.assert_allclose(block(mx.nd.array(x)).asnumpy()[0], expected, atol=1e-5)
+
+
+def test_a_run_takes_weights_by_file_or_prefix_and_records_their_sha1(checkpoint):
+    prefix, source, _ = checkpoint
+    file = Path(f"{prefix}-0000.params")
+    for given in (prefix, file):
+        net = lively_network("mobilenet0.25", SIDE, config="MG")
+        weight = net.features[0].weight
+        weight.set_data(mx.nd.zeros(weight.shape))
+        options = SimpleNamespace(from_scratch=False, pretrained_model=None, backbone_params=str(given))
+        assert run.load_weights(net, options, None) == hashlib.sha1(file.read_bytes()).hexdigest()
+        np.testing.assert_array_equal(weight.data().asnumpy(), source.features[0].weight.data().asnumpy())
 
 
 # --- Writing

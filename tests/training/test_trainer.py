@@ -11,7 +11,7 @@ import pytest
 
 from cgd.data import datasets, images
 from cgd.data.loader import Unreadable
-from cgd.network import checkpoints, model
+from cgd.network import backbones, checkpoints, model, onednn
 from cgd.system import environment, errors
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
@@ -46,6 +46,31 @@ def make(small_demo, folder, devices=None, store=None, micro_batch=None, **chang
 
 def lines(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_frozen_batch_norm_is_folded_and_trains_the_same(small_demo, tmp_path, monkeypatch):
+    """Two steps of a network whose convolutions have biases."""
+    options = dict(freeze_batch_norm=True, backbone="vgg11_bn", lr=0.1, milestones=())
+    values, moves = [], []
+    for fold in (True, False):
+        if not fold:
+            monkeypatch.setattr(onednn, "fold_frozen_batch_norm", lambda net: None)
+        run = make(small_demo, tmp_path, **options)
+        assert fold == bool(backbones.children(run.net.features, onednn.FrozenConvolution))
+        run.optimiser.trainer._optimizer.epsilon = (
+            1.0  # Adam divides by the gradient's size, which may be rounding alone
+        )
+        view = images.TrainingView(run.dataset.train, SIZE, SIZE)
+        parameters = run.net.collect_params().items()
+        before = {name: p.data().asnumpy() for name, p in parameters}
+        values.append([run.step(*one_batch(view, run.sampler.batch(number)), with_norm=True) for number in (0, 1)])
+        moves.append({name: p.data().asnumpy() - before[name] for name, p in parameters})
+    for folded, plain in zip(*values):
+        assert folded == pytest.approx(plain, rel=1e-4)
+    folded, plain = moves
+    for name, move in plain.items():
+        assert np.linalg.norm(folded[name] - move) <= 1e-2 * np.linalg.norm(move), name
+    assert any(name.endswith("bias") and move.any() for name, move in plain.items())
 
 
 def test_it_overfits_two_batches(small_demo, tmp_path):

@@ -1,7 +1,7 @@
 """Draws queries and their nearest neighbours.
 
 python test.py --pretrained-model=runs/demo-MG-1/last --save-embeddings=demo.npz
-python -m cgd.retrieval.sheet demo.npz neighbours.png
+python -m cgd.gallery.sheet demo.npz neighbours.png
 """
 
 import zipfile
