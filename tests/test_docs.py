@@ -217,3 +217,13 @@ def test_extras_are_the_requirements_files(extra, file):
     assert [each.replace("; ", ";").replace("'", '"') for each in listed] == [
         line.replace("; ", ";") for line in lines if line
     ]
+
+
+def test_packages_import_in_the_order_that_contributing_gives():
+    sentence = re.search(r"Imports go one way: (.*)\.", (ROOT / "CONTRIBUTING.md").read_text()).group(1)
+    order = re.findall(r"`(\w+)`", sentence)
+    assert sorted(order) == sorted(folder.parent.name for folder in (ROOT / "cgd").glob("*/__init__.py"))
+    for file in (ROOT / "cgd").glob("*/*.py"):
+        imported = set(re.findall(r"^\s*(?:from|import) cgd\.(\w+)", file.read_text(), re.MULTILINE))
+        allowed = order[: order.index(file.parent.name) + 1]
+        assert imported <= set(allowed) - ({"data"} if file.parent.name == "network" else set()), file
