@@ -96,12 +96,10 @@ def arguments():
 def warn_of_another_crop(cropped, options, description):
     """Warns if images are cropped differently from training, or if given boxes are not used."""
     if cropped != description["cropped"]:
-        print(
-            "warning: this network was trained on {} images and is tested on {} ones; expect a lower recall".format(
-                *(("cropped", "whole") if description["cropped"] else ("whole", "cropped"))
-            ),
-            file=sys.stderr,
-        )
+        trained, tested = ("cropped", "whole") if description["cropped"] else ("whole", "cropped")
+        unless = "" if cropped else ", unless they are crops already"
+        text = f"trained on {trained} images and is tested on {tested} ones; expect a lower recall{unless}"
+        print(f"warning: this network was {text}", file=sys.stderr)
     elif options.bbox_txt and options.cropped is None and not cropped:
         print(
             "warning: --bbox-txt is not used, because the network was trained on whole images; --cropped uses it",

@@ -33,6 +33,7 @@ from cgd.system import errors, files
 from cgd.system.errors import InputError
 
 SIDE, GAP, LINE, TEXT = 144, 8, 17, 13  # pixels: an image, between images, a line of text, its letters
+ALIKE = 0.95  # the similarity from which on what two images share drowns what they do not
 INK, PALE = (40, 40, 40), (110, 110, 110)
 
 
@@ -46,8 +47,10 @@ def arguments():
     add("-o", "--output", required=True, metavar="FILE", help="image to write, such as maps.png or maps.jpg")
     help_ = "crop; give it once for each image, A first (default: whole images)"
     add("--box", type=flags.box, action="append", metavar="X,Y,W,H", help=help_)
-    help_ = "leave out what these descriptors share: file of test.py --save-embeddings, or .npy with (N, dim)"
-    add("--common", metavar="FILE", help=help_)
+    help_ = (
+        "leave out what these descriptors share: an index, a file of test.py --save-embeddings, or .npy with (N, dim)"
+    )
+    add("--common", metavar="FILE or INDEX", help=help_)
     add = parser.add_argument_group("neighbours in an index").add_argument
     add("--query", metavar="A", help="image file; each B is a neighbour of it")
     add("--index", metavar="INDEX", help="folder that cgd.describe wrote")
@@ -80,7 +83,9 @@ def pictures(paths, crops):
 
 
 def mean_of(file):
-    """The mean (dim,) of the descriptors in a file of test.py --save-embeddings, or in an .npy file."""
+    """The mean (dim,) of the descriptors of an index, in a file of test.py --save-embeddings, or in an .npy file."""
+    if os.path.isdir(file):
+        return search.common_of(index.read(file)[2])
     try:
         found = np.load(file, mmap_mode="r")
         vectors = found["embeddings"] if hasattr(found, "files") else found
@@ -193,6 +198,8 @@ def main():
                 f"--common {options.common}: {len(common)} dimensions; those of {options.prefix} are {dim}"
             )
         places = [without(each, common) for each in places]
+    elif min(similarities) > ALIKE:
+        errors.say("notice: where all descriptors are this alike, the maps say little; --common shows what differs")
     maps = [similarity_maps(places[0], other) for other in places[1:]]
     print(report(paths, similarities, maps))
     with files.replacing(options.output) as part:

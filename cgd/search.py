@@ -94,7 +94,7 @@ def network_of(options, facts):
     except InputError as error:
         raise InputError(f"{error}; if the network was moved, give its new place by --pretrained-model")
     if any(facts[key] != value for key, value in index.facts_of(name, description).items() if key != "name"):
-        hint = "give that one by --pretrained-model, or describe the pictures with this one into another folder"
+        hint = "give that one, or describe the pictures with this one into another folder"
         raise InputError(f"{name}: is not the network that described {options.index}; {hint}")
     return name
 

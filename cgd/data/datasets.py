@@ -357,6 +357,9 @@ def _zero_shot(records, train_classes):
 
 
 def _from_lists(folder, train_txt, test_txt, bbox_txt, gallery_txt, need_training):
+    for file in filter(None, (need_training and train_txt, test_txt, bbox_txt, gallery_txt)):
+        if not Path(file).exists() and Path(folder, file).exists():
+            raise InputError(f"{file}: no such file; lists are not looked for in --data-dir: give {Path(folder, file)}")
     boxes = read_boxes(bbox_txt) if bbox_txt else None
     files = {"train": train_txt if need_training else None, "test": test_txt, "gallery": gallery_txt}
     splits = {split: _listed(file, folder, boxes) for split, file in files.items() if file}

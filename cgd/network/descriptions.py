@@ -1,6 +1,7 @@
 """The description of a checkpoint, PREFIX.json: its network and how its images are prepared. Does not import MXNet."""
 
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -156,8 +157,11 @@ def _must_exist(prefix, ending):
     if Path(f"{prefix}{ending}").is_file():
         return
     hint = "a checkpoint is given by its prefix, the path without -symbol.json"
-    if Path(f"{prefix}.tar.gz").exists():
-        hint = f"unpack {prefix}.tar.gz first: tar zxf {prefix}.tar.gz -C {Path(prefix).parent}"
+    meant = re.sub(r"(\.tar\.gz|-symbol\.json|-0000\.params|\.json)$", "", str(prefix))
+    if meant != str(prefix) and Path(f"{meant}{ending}").is_file():
+        raise InputError(f"{prefix}: a checkpoint is given by its prefix: {meant}")
+    if Path(f"{meant}.tar.gz").exists():
+        hint = f"unpack {meant}.tar.gz first: tar zxf {meant}.tar.gz -C {Path(meant).parent}; then give {meant}"
     elif Path(prefix).is_dir():
         hint = f"that is a folder; name a checkpoint in it, such as {prefix}/last"
     raise InputError(f"{prefix}{ending}: no such file; {hint}")

@@ -117,6 +117,15 @@ def test_official_files_with_another_number_of_images_are_an_error(small_demo, m
         datasets.load("demo", small_demo)
 
 
+@pytest.mark.parametrize("flag", ["train_txt", "test_txt", "bbox_txt", "gallery_txt"])
+def test_a_list_that_is_in_the_data_folder_only_is_told_with_its_path(files, monkeypatch, flag):
+    monkeypatch.chdir(files.parent)
+    words = {"test_txt": str(files / "list.txt"), "train_txt": str(files / "list.txt"), flag: "list.txt"}
+    told = f"list.txt: no such file; lists are not looked for in --data-dir: give {files}/list.txt$"
+    with pytest.raises(InputError, match=told):
+        datasets.load("lists", str(files), **words)
+
+
 def test_lists_given_by_hand_may_have_any_number_of_images(files, capsys):
     dataset = datasets.load("cub200", files, None, files / "list.txt", files / "bbox.txt")
     assert [record.image_id for record in dataset.test] == [1, 2, 3]

@@ -178,6 +178,19 @@ def test_an_archive_not_yet_unpacked_is_recognised(tmp_path):
         checkpoints.Checkpoint(tmp_path / "CGD.x.dim1536")
 
 
+@pytest.mark.parametrize("ending", ["-symbol.json", "-0000.params", ".json", ".tar.gz"])
+def test_the_name_of_a_file_instead_of_the_prefix(saved, tmp_path, ending):
+    with pytest.raises(
+        InputError, match=f"{tmp_path}/net{ending}: a checkpoint is given by its prefix: {tmp_path}/net$"
+    ):
+        checkpoints.Checkpoint(f"{saved[1]}{ending}")
+    (tmp_path / "new.tar.gz").touch()
+    with pytest.raises(
+        InputError, match=f"unpack .*/new.tar.gz first: tar zxf .*/new.tar.gz .*; then give {tmp_path}/new$"
+    ):
+        checkpoints.Checkpoint(tmp_path / f"new{ending}")
+
+
 @pytest.mark.parametrize("ending", ["-symbol.json", "-0000.params", ".json"])
 def test_half_a_file_is_an_error_that_names_it(saved, tmp_path, ending):
     file = tmp_path / ("net" + ending)
