@@ -211,7 +211,7 @@ def find_gpu(gpu, no_cuda):
     found = no_cuda or f"{len(capabilities)} GPU(s) found"
     if gpu > 0:
         raise InputError(f"--gpu {gpu}: {found}; use --gpu -1 for the CPU")
-    print(f"{found}: running on the CPU ({os.environ['OMP_NUM_THREADS']} threads)", file=sys.stderr)
+    print(f"{found}: running on the CPU ({os.environ['OMP_NUM_THREADS']} thread(s))", file=sys.stderr)
     return None
 
 

@@ -447,18 +447,20 @@ def test_both_losses_reach_the_backbone_and_weigh_the_same(small_demo, tmp_path)
     np.testing.assert_allclose(weight.grad().asnumpy(), sum(gradients), rtol=1e-3, atol=1e-4)
 
 
-def test_several_devices_go_on_alike(small_demo, tmp_path):
+@pytest.mark.parametrize("freeze", [False, True])
+def test_several_devices_go_on_alike(small_demo, tmp_path, freeze):
     """A resumed run has Adam's moments and its count of steps on each device."""
     devices = [mx.cpu(0), mx.cpu(1)]
-    whole = make(small_demo, tmp_path, devices, iterations=6, eval_every=3)
+    changes = dict(iterations=6, eval_every=3, freeze_batch_norm=freeze)
+    whole = make(small_demo, tmp_path, devices, **changes)
     whole.run()
     (tmp_path / "stopped").mkdir()
-    stopped = make(small_demo, tmp_path / "stopped", devices, iterations=6, eval_every=3)
+    stopped = make(small_demo, tmp_path / "stopped", devices, **changes)
     with open(tmp_path / "stopped" / "log.jsonl", "w") as log:
         stopped.sampler.stop = 3
         stopped._train(log, stopped._progress(), 0)
         stopped._save_state(log)
-    resumed = make(small_demo, tmp_path / "stopped", devices, iterations=6, eval_every=3)
+    resumed = make(small_demo, tmp_path / "stopped", devices, **changes)
     state.restore(resumed)
     resumed.run()
     for name, parameter in resumed.net.collect_params().items():
