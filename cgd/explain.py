@@ -82,10 +82,16 @@ def pictures(paths, crops):
     return found
 
 
-def mean_of(file):
-    """The mean (dim,) of the descriptors of an index, in a file of test.py --save-embeddings, or in an .npy file."""
+def mean_of(file, prefix):
+    """The mean (dim,) of the descriptors of an index, in a file of test.py --save-embeddings, or in an .npy file.
+
+    Raises InputError if the file cannot be read, or the index is not of the network `prefix`.
+    """
     if os.path.isdir(file):
-        return search.common_of(index.read(file)[2])
+        facts, _, vectors = index.read(file)
+        if facts["checksum"] != index.checksum(prefix):
+            raise InputError(f"--common {file}: an index of another network than {prefix}")
+        return search.common_of(vectors)
     try:
         found = np.load(file, mmap_mode="r")
         vectors = found["embeddings"] if hasattr(found, "files") else found
@@ -168,10 +174,10 @@ def _fitted(image):
 def main():
     options = arguments()
     description = descriptions.read(options.prefix)  # so that a wrong name is reported at once
-    common = mean_of(options.common) if options.common else None
+    common = mean_of(options.common, options.prefix) if options.common else None
     if options.index:
         indexed = facts, _, vectors = index.read(options.index)
-        search.network_of(options, facts)  # which raises InputError if it is another one
+        search.network_of(options, facts, "as PREFIX")  # which raises InputError if it is another one
         common = search.common_of(vectors) if common is None else common
 
     # Not before: these import MXNet, which takes far longer than all the above.

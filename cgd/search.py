@@ -86,15 +86,18 @@ def find_queries(words, boxes=None):
     return found
 
 
-def network_of(options, facts):
-    """The name of the network that described the index, where it is now. Raises InputError if it is not there."""
+def network_of(options, facts, how="by --pretrained-model"):
+    """The name of the network that described the index, where it is now. Raises InputError if it is not there.
+
+    how : how the command takes a network, for the message
+    """
     name = options.prefix or facts["name"]
     try:
         description = descriptions.read(name)
     except InputError as error:
-        raise InputError(f"{error}; if the network was moved, give its new place by --pretrained-model")
+        raise InputError(f"{error}; if the network was moved, give its new place {how}")
     if any(facts[key] != value for key, value in index.facts_of(name, description).items() if key != "name"):
-        hint = "give that one, or describe the pictures with this one into another folder"
+        hint = f"give that one {how}, or describe the pictures with this one into another folder"
         raise InputError(f"{name}: is not the network that described {options.index}; {hint}")
     return name
 

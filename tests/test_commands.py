@@ -15,8 +15,8 @@ from PIL import Image
 
 from cgd import demo, export, quantize
 from cgd.data import datasets, images
+from cgd.gallery import sheet
 from cgd.network import checkpoints, int8, onnx_graph
-from cgd.retrieval import sheet
 from cgd.retrieval.recall import recall_at_k
 from cgd.system import environment
 from cgd.system.errors import InputError

@@ -163,5 +163,7 @@ def _must_exist(prefix, ending):
     if Path(f"{meant}.tar.gz").exists():
         hint = f"unpack {meant}.tar.gz first: tar zxf {meant}.tar.gz -C {Path(meant).parent}; then give {meant}"
     elif Path(prefix).is_dir():
-        hint = f"that is a folder; name a checkpoint in it, such as {prefix}/last"
+        there = sorted(Path(prefix).glob("*-symbol.json"))
+        example = str(there[0])[: -len("-symbol.json")] if there else f"{prefix}/last"
+        hint = f"that is a folder; name a checkpoint in it, such as {example}"
     raise InputError(f"{prefix}{ending}: no such file; {hint}")

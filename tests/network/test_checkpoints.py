@@ -184,6 +184,8 @@ def test_the_name_of_a_file_instead_of_the_prefix(saved, tmp_path, ending):
         InputError, match=f"{tmp_path}/net{ending}: a checkpoint is given by its prefix: {tmp_path}/net$"
     ):
         checkpoints.Checkpoint(f"{saved[1]}{ending}")
+    with pytest.raises(InputError, match=f"that is a folder; name a checkpoint in it, such as {tmp_path}/net$"):
+        checkpoints.Checkpoint(tmp_path)
     (tmp_path / "new.tar.gz").touch()
     with pytest.raises(
         InputError, match=f"unpack .*/new.tar.gz first: tar zxf .*/new.tar.gz .*; then give {tmp_path}/new$"

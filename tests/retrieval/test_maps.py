@@ -308,6 +308,7 @@ def test_the_command_compares_a_query_with_its_neighbours_in_an_index(saved, tmp
     facts = (tmp_path / "i" / "index.json").read_text()
     (tmp_path / "i" / "index.json").write_text(re.sub('"checksum": "..', '"checksum": "', facts))
     for wrong, told in (
+        ([*paths[:2], "--common", tmp_path / "i"], "i: an index of another network than"),
         (asked, "net: is not the network that described"),
         (asked[2:], "--query and --index: expected both or neither"),
         ([*asked, paths[1]], "expected two or more images, or --query A --index INDEX"),
