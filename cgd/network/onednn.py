@@ -168,8 +168,10 @@ class FrozenConvolution(mx.gluon.HybridBlock):
 def fold_frozen_batch_norm(net):
     """Replaces each convolution and the frozen batch norm after it by a `FrozenConvolution`, in a `model.CGD`.
 
-    Batch norms outside of a HybridSequential stay, such as those of resnet50_v1b, and those before a convolution.
-    After this, weights can be loaded by the parameters' own names only.
+    Only after convolutions of one pixel, of single channels, or of an image's three: others, as those of ResNet-18,
+    have so many weights that to multiply them takes longer than the passes over the maps. Batch norms outside of a
+    HybridSequential stay, such as those of resnet50_v1b, and those before a convolution. After this, weights can be
+    loaded by the parameters' own names only.
     """
     for sequence in (
         block for block in children(net.features, nn.HybridSequential) if type(block) is nn.HybridSequential
@@ -177,11 +179,17 @@ def fold_frozen_batch_norm(net):
         names = list(sequence._children)
         for first, second in zip(names, names[1:]):
             convolution, norm = sequence._children[first], sequence._children[second]
-            linear = isinstance(convolution, nn.Conv2D) and convolution.act is None
-            if linear and isinstance(norm, nn.BatchNorm) and norm._kwargs["axis"] == 1:
+            if _few_weights(convolution) and isinstance(norm, nn.BatchNorm) and norm._kwargs["axis"] == 1:
                 sequence._children[first] = FrozenConvolution(convolution, norm)
                 sequence._children[second] = nn.HybridLambda(lambda F, x: x)
     net._clear_cached_op()
+
+
+def _few_weights(block):
+    """Whether it is a convolution, without an activation, that has few weights for the size of its maps."""
+    if not isinstance(block, nn.Conv2D) or block.act is not None:
+        return False
+    return block._kwargs["kernel"] == (1, 1) or block.weight.shape[1] <= 3
 
 
 def _relu6_from_below(F, below, per_channel, channels):
