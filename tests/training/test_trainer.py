@@ -57,9 +57,7 @@ def test_frozen_batch_norm_is_folded_and_trains_the_same(small_demo, tmp_path, m
             monkeypatch.setattr(onednn, "fold_frozen_batch_norm", lambda net: None)
         run = make(small_demo, tmp_path, **options)
         assert fold == bool(backbones.children(run.net.features, onednn.FrozenConvolution))
-        run.optimiser.trainer._optimizer.epsilon = (
-            1.0  # Adam divides by the gradient's size, which may be rounding alone
-        )
+        run.optimiser.trainer._optimizer.epsilon = 1.0  # otherwise Adam divides by what may be rounding error alone
         view = images.TrainingView(run.dataset.train, SIZE, SIZE)
         parameters = run.net.collect_params().items()
         before = {name: p.data().asnumpy() for name, p in parameters}
