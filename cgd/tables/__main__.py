@@ -263,10 +263,10 @@ def render(options):
     for record in records:
         folder = options.results or options.output_dir / record["name"]
         if options.render:
-            file = wrote(results.write(record["name"], results.markdown(record), record, folder))
-            if options.readme:
-                link = os.path.relpath(str(file), str(options.readme.parent))
+            if options.readme:  # first: without its marks nothing is written
+                link = os.path.relpath(str(folder / f"{record['name']}.md"), str(options.readme.parent))
                 results.fill_in(options.readme, record["name"], results.digest(record, link))
+            wrote(results.write(record["name"], results.markdown(record), record, folder))
         if options.plot:
             for file in plots.draw(record, folder):
                 wrote(file)

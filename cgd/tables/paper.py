@@ -67,7 +67,8 @@ TABLES = {
         "Table 3: types of combination",
         rows_of("architecture", ("A", "B", "CGD")),
         (("CGD",), ("B",), ("A",)),
-        "How the paper evaluates type A is not known; here its branches are concatenated.",
+        "All have the classification loss. How the paper evaluates type A and weighs its ranking losses is not known: "
+        "here its branches are concatenated, and the losses added, so that with two branches they weigh twice as much.",
     ),
     "4": Table("Table 4: concatenation and sum", rows_of("fusion", ("concat", "sum")), (("concat",), ("sum",))),
     "configurations": Table(

@@ -1,6 +1,8 @@
 """Results of a study: tables as Markdown and JSON, and a digest for docs/results.md."""
 
+import itertools
 import json
+import shlex
 import statistics
 
 from cgd.data import datasets
@@ -10,13 +12,22 @@ from cgd.tables import paper
 from cgd.training import recipes
 
 SCORES = (
-    "Mean and standard deviation over the seeds, after the last iteration. The last column is the best of several "
-    "evaluations on the test split, and optimistic. A dash: not known of the paper, or not run here."
+    "Mean and standard deviation over the seeds, after the last iteration. A dash: not known of the paper, or not run "
+    "here. A row without changes is the recipe itself: in all tables the same runs."
+)
+BEST = 'The "best" column is the best of several evaluations on the test split, and optimistic.'
+HARDEST = (
+    "Hardest positive and negative: their mean distances in the last tenth of the training. Far below the margin and "
+    "with a ratio that does not fall, the ranking loss has collapsed."
 )
 PAIRED = (
-    "The paper's order: differences of the recall at the smallest K after the last iteration, paired by seed: mean and "
-    "standard deviation over the seeds that both rows have, and the number of seeds in which the first row was better."
+    "The paper's order is by its readers' notes, without figures; on which data set it holds is not known. Differences "
+    "are of the recall at the smallest K, paired by seed: mean and standard deviation over the seeds that both rows "
+    "have, and the number of seeds in which the first row was better."
 )
+SELECTED = "Best of several rows: selected by this same score, so that a difference in its favour is optimistic."
+# A paper's figure is of this network and these images.
+NETWORK = ("backbone", "dim", "last_stride", "image_width", "image_height")
 MADE = "Made by `python -m cgd.tables --render`."
 
 
@@ -33,8 +44,8 @@ def collect(study, names=None):
 
     Raises InputError for runs that may not be compared, as `check_origins` does.
     """
-    tables, origins = {}, {}
-    for name in names or paper.TABLES:
+    tables, origins, recipe = {}, {}, study.recipe()
+    for name in names or [name for name in paper.TABLES if name != "main" or study.dataset in paper.PAPERS_SETS]:
         table = paper.TABLES[name]
         rows = [_row(study, row) for row in study.rows(table)]
         for row, found in zip(study.rows(table), rows):
@@ -45,7 +56,10 @@ def collect(study, names=None):
     return {
         "name": study.folder.name,
         "dataset": study.dataset,
-        "recipe": recipes.text_of_changes(recipes.RECIPES[study.dataset], study.recipe()),
+        "flags": list(study.flags),
+        "configuration": f"{recipe.config}, {recipe.dim} dimensions",
+        "recipe": recipes.text_of_changes(recipes.RECIPES[study.dataset], recipe),
+        "several_evaluations": recipe.eval_every < recipe.iterations,
         "ranks": _ranks(study, tables),
         "tables": tables,
     }
@@ -62,8 +76,9 @@ def check_origins(study, row, row_runs, known):
         job = study.job(row, run["seed"])
         for what, key in (("images, classes or boxes", "data_sha1"), ("initial weights", "weights_sha1")):
             of = (key, job.recipe.backbone if key == "weights_sha1" else None)
-            value, folder = known.setdefault(of, (run[key], job.folder)) if run[key] else (None, None)
-            if value != run[key]:
+            own = "random" if key == "weights_sha1" and run["weights"] == "random" else run[key]
+            value, folder = known.setdefault(of, (own, job.folder)) if own else (None, None)
+            if value != own:
                 raise InputError(
                     f"{job.folder}: trained with other {what} than {folder}, so they cannot be compared; remove one of "
                     "them and run it again"
@@ -74,15 +89,21 @@ def _row(study, row):
     job = study.job(row, 0)
     runs = [study.job(row, seed).scores() for seed in seeds_of(study, row)]
     runs = [run for run in runs if run]
-    known = row.paper if row.dataset == study.dataset else ()
+    known = row.paper if row.dataset == study.dataset and has_papers_network(study) else ()
     return {
         "name": row.name,
         "recipe": recipes.text_of_changes(study.recipe(), job.recipe),
         "flags": list(row.flags),
         "paper": dict(zip(map(str, datasets.SOURCES[study.dataset].ranks), known)) or None,
         "runs": runs,
-        **{score: _summary([run[score] for run in runs]) for score in ("last", "best")},
+        **{score: _summary([run[score] for run in runs]) for score in ("last", "best", "hardest")},
     }
+
+
+def has_papers_network(study):
+    """Whether a study has the network, image size and cropping of the data set's recipe, as the paper's figures do."""
+    own, papers = study.recipe(), recipes.RECIPES[study.dataset]
+    return study.options().cropped is None and all(getattr(own, name) == getattr(papers, name) for name in NETWORK)
 
 
 def _summary(recalls):
@@ -117,12 +138,14 @@ def steps_of(table, rows):
 
     An entry of the order that names several rows is represented by the best of those that were run. It is selected by
     the compared score itself, which makes a difference in its favour optimistic.
+
+    All pairs of entries, not neighbours only: those of the first with the last are the table's main claim.
     """
     by_name = {row["name"]: row for row in rows}
     groups = [[by_name[name] for name in names] for names in table.order]
     return [
         _step(better, worse)
-        for better, worse in zip(groups, groups[1:])
+        for better, worse in itertools.combinations(groups, 2)
         if all(any(row["runs"] for row in group) for group in (better, worse))
     ]
 
@@ -169,32 +192,53 @@ def markdown(record):
     lines = ["# Results: {}".format(record["name"]), "", *_heading(record), ""]
     for table in record["tables"].values():
         lines += ["## {}".format(table["title"]), ""]
-        lines += _grid(table["rows"], record["ranks"])
-        for paragraph in [table["note"], *map(_sentence, table["order"])]:
-            lines += ["", paragraph] if paragraph else []
+        lines += _grid(table["rows"], record["ranks"], record["several_evaluations"])
+        lines += ["", table["note"]] if table["note"] else []
+        lines += ["", *_order(table["order"])] if table["order"] else []
         lines.append("")
     return "\n".join(lines)
 
 
+def command(record):
+    """The command that makes a study's runs, without the devices."""
+    seeds = [run["seed"] for run in _runs(record)]
+    words = ["--table", ",".join(record["tables"]), "--name", record["name"], "--dataset", record["dataset"]]
+    words += ["--seeds", str(max(seeds, default=0) + 1), *(["--", *record["flags"]] if record["flags"] else [])]
+    return "python -m cgd.tables " + " ".join(map(shlex.quote, words))
+
+
+def _runs(record):
+    return [run for table in record["tables"].values() for row in table["rows"] for run in row["runs"]]
+
+
 def _heading(record):
     """Data, recipe and versions."""
-    runs = [run for table in record["tables"].values() for row in table["rows"] for run in row["runs"]]
+    runs = _runs(record)
     splits = next((run["data"] for run in runs if run["data"]), None) or {}
     counts = [f"{split.lower()} {n[1]:,} images of {n[0]:,} identities" for split, n in splits.items()]
     commits = sorted({short(run["git_commit"]) for run in runs if run["git_commit"]})
     versions = sorted({"MXNet {mxnet}, Python {python}".format(**run["versions"]) for run in runs if run["versions"]})
-    weights = sorted({run["weights"] for run in runs})
+    weights = sorted({_weights(run) for run in runs})
     changes = " ".join(f"{recipes.flag(name)} {text}" for name, text in record["recipe"].items())
     return [
         "- Data: `--dataset {}`{}.".format(record["dataset"], "; " + ", ".join(counts) if counts else ""),
-        "- Recipe: the data set's{}.".format(f", with `{changes}`" if changes else ""),
+        "- Recipe: `{}`'s ({}){}.".format(
+            record["dataset"], record["configuration"], f", with `{changes}`" if changes else ""
+        ),
+        f"- Command: `{command(record)}`.",
         "- Initial weights: {}.".format(", ".join(weights)),
         "- Versions: {}.".format("; ".join(versions + (["commit " + ", ".join(commits)] if commits else []))),
         "",
-        SCORES,
-        *([PAIRED] if any(table["order"] for table in record["tables"].values()) else []),
+        " ".join([SCORES, HARDEST] + ([BEST] if record["several_evaluations"] else [])),
+        "",
+        *([PAIRED, ""] if any(table["order"] for table in record["tables"].values()) else []),
         MADE,
     ]
+
+
+def _weights(run):
+    """ "mobilenetv2_1.0.params (SHA-1 7d0a7fd2)", or "random"."""
+    return run["weights"] + (" (SHA-1 {:.8})".format(run["weights_sha1"]) if run["weights_sha1"] else "")
 
 
 def short(commit):
@@ -202,17 +246,29 @@ def short(commit):
     return commit[:9] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
-def _grid(rows, ranks):
-    has_paper = any(row["paper"] for row in rows)
-    titles = ["", "seeds", *("R@" + k for k in ranks), "best R@" + ranks[0]]
-    papers = ["paper R@" + k for k in ranks] if has_paper else ["paper R@" + ranks[0]]
-    lines = [titles[:1] + papers + titles[1:]]
+def _grid(rows, ranks, several_evaluations):
+    papers = ranks if any(row["paper"] for row in rows) else []
+    best = ranks[:1] if several_evaluations else []
+    lines = [["", "changes", *("paper R@" + k for k in papers), "seeds", *("R@" + k for k in ranks)]]
+    lines[0] += ["best R@" + k for k in best] + ["hardest positive / negative"]
     lines.append(["---"] * len(lines[0]))
     for row in rows:
-        known = [_figure((row["paper"] or {}).get(k)) for k in ranks[: len(papers)]]
-        own = [_spread(row["last"].get(k)) for k in ranks] + [_spread(row["best"].get(ranks[0]))]
-        lines.append([row["name"], *known, str(len(row["runs"])), *own])
+        known = [_figure((row["paper"] or {}).get(k)) for k in papers]
+        own = [_spread(row["last"].get(k)) for k in ranks] + [_spread(row["best"].get(k)) for k in best]
+        hardest = [row["hardest"].get(sign) for sign in ("positive", "negative")]
+        distances = " / ".join(f"{mean:.3g}" for mean, _ in hardest) if all(hardest) else "-"
+        lines.append([row["name"], _changes(row), *known, _seeds(row) or "-", *own, distances])
     return _markdown(lines)
+
+
+def _changes(row):
+    """ "`--fusion sum`": what a row changes in the study's recipe, or "-"."""
+    words = [f"{recipes.flag(name)} {text}" for name, text in row["recipe"].items()] + row["flags"]
+    return "`{}`".format(" ".join(words)) if words else "-"
+
+
+def _seeds(row):
+    return ", ".join(str(run["seed"]) for run in row["runs"])
 
 
 def _markdown(lines):
@@ -230,18 +286,12 @@ def _spread(pair, mean_as="{:.4f}"):
     return mean_as.format(mean) + ("" if deviation is None else f" ± {deviation:.4f}")
 
 
-def _sentence(step):
-    """One step of the paper's order, in words."""
-    text = "The paper: {better} > {worse}. Here: {difference}.".format(**dict(step, difference=_difference(step)))
-    sizes = {step[side]: step[side + "_of"] for side in ("better", "worse")}
-    selected = [f"{name} is the best of {_group(*size)} rows" for name, size in sizes.items() if size[0] > 1]
-    if selected:
-        text += " {}, selected by this same score: a difference in its favour is optimistic.".format(
-            " and ".join(selected)
-        )
-    for name, (run, all_rows) in sizes.items():
-        text += f" {name} is the only one of {all_rows} rows that was run." if run == 1 < all_rows else ""
-    return text
+def _order(steps):
+    """The paper's order, and the differences here."""
+    lines = [["the paper's order", "difference here"], ["---"] * 2]
+    lines += [["{} > {}".format(_entry(step, "better"), _entry(step, "worse")), _difference(step)] for step in steps]
+    chosen = any(step[side + "_of"][0] > 1 for step in steps for side in ("better", "worse"))
+    return _markdown(lines) + (["", SELECTED] if chosen else [])
 
 
 def _difference(step):
@@ -271,18 +321,14 @@ def _group(run, all_rows):
 
 def digest(record, link):
     """One line for each table, for docs/results.md."""
-    lines = [
-        [
-            "",
-            "R@{} after the last iteration, best first".format(record["ranks"][0]),
-            "the paper's order: difference, paired by seed",
-        ],
-        ["---"] * 3,
-    ]
+    rank = record["ranks"][0]
+    lines = [["", f"R@{rank} after the last iteration, highest first", "the paper's order: difference, paired by seed"]]
+    lines.append(["---"] * 3)
     for table in record["tables"].values():
         run = [row for row in table["rows"] if row["runs"]]
         run.sort(key=lambda row: -statistics.mean(first_rank(row)))
-        figures = " · ".join("{} {}".format(row["name"], _spread(row["last"][record["ranks"][0]])) for row in run)
+        of = " (seeds {})" if len({_seeds(row) for row in run}) > 1 else ""  # means over other seeds do not compare
+        figures = " · ".join(row["name"] + " " + _spread(row["last"][rank]) + of.format(_seeds(row)) for row in run)
         steps = " · ".join(
             "{} > {}: {}".format(_entry(step, "better"), _entry(step, "worse"), _difference(step))
             for step in table["order"]

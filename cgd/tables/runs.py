@@ -11,6 +11,7 @@ common.
 import fcntl
 import json
 import os
+import statistics
 import subprocess
 import sys
 import threading
@@ -25,7 +26,7 @@ from cgd.system.errors import InputError, Parser
 from cgd.system.files import replacing
 from cgd.system.machine import usable_cores
 from cgd.tables import paper
-from cgd.training import arguments, recipes
+from cgd.training import arguments, curves, recipes
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
@@ -168,6 +169,7 @@ class Job(NamedTuple):
             "last": last["recall"],
             "best": best["recall"],
             "best_iteration": best["iteration"],
+            "hardest": hardest_distances(self.folder),
             "data": arguments.get("data"),
             "data_sha1": arguments.get("data_sha1"),
             "weights": weights_of(arguments.get("command", [])),
@@ -175,6 +177,20 @@ class Job(NamedTuple):
             "versions": arguments.get("versions"),
             "git_commit": arguments.get("git_commit"),
         }
+
+
+def hardest_distances(folder):
+    """{"positive": mean distance, "negative": the same} of a run, over the last tenth of its log.
+
+    {} if the log does not have them, as that of an older version.
+    """
+    try:
+        steps, _ = curves.read_log(folder)
+    except InputError:
+        return {}
+    steps = steps[-max(1, len(steps) // 10) :]
+    signs = ("positive", "negative") if steps else ()
+    return {sign: statistics.mean(step["hardest_" + sign] for step in steps) for sign in signs}
 
 
 def weights_of(command):

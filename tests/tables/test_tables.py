@@ -3,7 +3,9 @@
 import hashlib
 import itertools
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +25,7 @@ from cgd.system.environment import mx
 from cgd.system.errors import InputError
 from cgd.tables import __main__ as tables
 from cgd.tables import paper, plots, rates, results, runs
-from cgd.training import arguments, recipes, trainer
+from cgd.training import arguments, curves, recipes, trainer
 from conftest import ROOT, children_of, one_batch, running, wait_until
 
 # Small enough for any network of any row; the changes of a row win over them.
@@ -43,7 +45,7 @@ def words_of(study, *words):
     return ["-m", "cgd.tables", *place, *words]
 
 
-def pretend(job, last, best=None, iteration=1, **changes):
+def pretend(job, last, best=None, iteration=1, log="", **changes):
     """What a finished run leaves, without the run."""
     job.folder.mkdir(parents=True)
     best = best or last
@@ -55,7 +57,7 @@ def pretend(job, last, best=None, iteration=1, **changes):
         "last": {"iteration": job.recipe.iterations, "recall": last},
         "best": {"iteration": iteration, "recall": best},
     }
-    (job.folder / "log.jsonl").write_text("")
+    (job.folder / "log.jsonl").write_text(log)
     for name, record in records.items():
         (job.folder / (name + ".json")).write_text(json.dumps(record))
 
@@ -153,7 +155,8 @@ def test_every_row_is_rendered(name, small_study, tmp_path):
             pretend(study.job(row, 0), recalls(0.5 + number / 1000))
     record = results.collect(study, [name])
     assert [len(row["runs"]) for row in record["tables"][name]["rows"]] == [1] * len(rows)
-    assert len(record["tables"][name]["order"]) == max(0, len(paper.TABLES[name].order) - 1)
+    steps = [(step["better"], step["worse"]) for step in record["tables"][name]["order"]]
+    assert len(set(steps)) == len(steps) == math.comb(len(paper.TABLES[name].order), 2)  # every pair of the order
     text = results.markdown(record)
     for row in record["tables"][name]["rows"]:
         line = next(line for line in text.splitlines() if line.startswith(f"| {row['name']} |"))
@@ -490,7 +493,8 @@ def test_rendered_figures_against_numpy(tmp_path):
     scores = {"both": [0.7, 0.71, 0.74], "ranking loss alone": [0.6, 0.65, 0.61]}
     study = study_with(tmp_path, "1", scores)
     record = results.collect(study)
-    assert list(record["tables"]) == ["1", "main"]  # no other has two rows to compare; the main table has one here
+    # no other has two rows to compare; the main table has one here
+    assert list(record["tables"]) == ["1", "main"]
     rows = {row["name"]: row for row in record["tables"]["1"]["rows"]}
     for name, firsts in scores.items():
         assert rows[name]["last"]["1"] == pytest.approx([np.mean(firsts), np.std(firsts, ddof=1)])
@@ -501,10 +505,11 @@ def test_rendered_figures_against_numpy(tmp_path):
     assert step["difference"] == pytest.approx(differences.mean()) and step["seeds"] == [0, 1, 2]
     assert step["deviation"] == pytest.approx(differences.std(ddof=1)) and step["first_better"] == 3
     text = results.markdown(record)
-    assert "| both | - | 3 | 0.7167 ± 0.0208 | 0.8167 ± 0.0208 | 0.7217 ± 0.0208 |" in text
-    assert "| classification loss alone | - | 0 | - | - | - |" in text
+    assert "| both | - | 0, 1, 2 | 0.7167 ± 0.0208 | 0.8167 ± 0.0208 | 0.7217 ± 0.0208 | - |" in text
+    assert "| classification loss alone | `--ranking-weight 0.0` | - | - | - | - | - |" in text
     paired = "+0.0967 ± 0.0351 over 3 seeds, better in 3 of 3"
-    assert "both > ranking loss alone. Here: {}.\n".format(paired) in text and "paired by seed" in text
+    assert "| both > ranking loss alone | {} |\n".format(paired) in text and "paired by seed" in text
+    assert "`python -m cgd.tables --table 1,main --name cub200 --dataset cub200 --seeds 3`" in text
     assert "train 70 images of 5 identities, test 80 images of 6 identities" in text
     assert "commit 012345678-dirty" in text and "Initial weights: the model zoo's." in text
     line = next(line for line in results.digest(record, "all.md").splitlines() if "Table 1" in line)
@@ -517,8 +522,35 @@ def test_rows_without_a_common_seed_have_no_difference(tmp_path):
     for seed, row in enumerate(("both", "ranking loss alone")):
         pretend(study.job(row_named("1", row), seed), recalls(0.5))
     record = results.collect(study)
-    assert "both > ranking loss alone. Here: no seed in common.\n" in results.markdown(record)
-    assert "both > ranking loss alone: no seed in common |" in results.digest(record, "all.md")
+    assert "| both > ranking loss alone | no seed in common |\n" in results.markdown(record)
+    digest = results.digest(record, "all.md")
+    assert "both > ranking loss alone: no seed in common |" in digest
+    # a mean over other seeds cannot be compared, and says which ones it has
+    assert "ranking loss alone 0.5000 (seeds 1) · both 0.5000 (seeds 0)" in digest
+
+
+def test_all_pairs_of_the_papers_order_are_compared(tmp_path):
+    """Of Table 2 the first and the last row, with one between them unfinished: by hand."""
+    scores = {"both": [0.5, 0.6], "smoothing": [0.45, 0.5], "neither": [0.4, 0.5]}
+    record = results.collect(study_with(tmp_path, "2", scores))
+    steps = {(step["better"], step["worse"]): step["difference"] for step in record["tables"]["2"]["order"]}
+    expected = {("both", "smoothing"): 0.075, ("both", "neither"): 0.1, ("smoothing", "neither"): 0.025}
+    assert steps == pytest.approx(expected)
+
+
+def test_a_table_shows_where_the_ranking_loss_has_collapsed(tmp_path):
+    """Means of the last tenth of each log (2 lines of 20), then over seeds: 0.3 and 0.5 give 0.4."""
+    study = runs.Study(tmp_path / "sop", "sop", ("--eval-every", "9300"))
+    line = dict.fromkeys(curves.LOGGED.split(), 0.5)
+    for seed, tail in enumerate([(0.2, 0.4), (0.4, 0.6)]):
+        lines = [dict(line, iteration=n, hardest_positive=p) for n, p in enumerate((9.0,) * 18 + tail)]
+        log = "\n".join(map(json.dumps, lines))
+        pretend(study.job(row_named("4", "concat"), seed), recalls(0.5), log=log)
+    pretend(study.job(row_named("4", "sum"), 0), recalls(0.4), log=json.dumps(dict(lines[0], hardest_negative=1e-5)))
+    text = results.markdown(results.collect(study))
+    assert "| concat | - | 0, 1 | 0.5000 ± 0.0000 | 0.6000 ± 0.0000 | 0.4 / 0.5 |" in text
+    assert "| sum | `--fusion sum` | 0 | 0.4000 | 0.5000 | 9 / 1e-05 |" in text
+    assert "several evaluations" not in text  # one only: "best" would be the same score again
 
 
 def test_an_order_of_groups_compares_the_best_of_each(tmp_path):
@@ -529,23 +561,20 @@ def test_an_order_of_groups_compares_the_best_of_each(tmp_path):
     (step,) = results.collect(study)["tables"]["configurations"]["order"]
     assert (step["better"], step["worse"], step["first_better"]) == ("GM", "M", 0)
     record = results.collect(study)
-    assert "GM > M. Here: -0.3200 over 1 seed, better in 0 of 1. GM is the best of 6 rows and M" in results.markdown(
-        record
+    line = (
+        "| GM (best of 6) > M (best of 3) | -0.3200 over 1 seed, better in 0 of 1 |\n\nBest of several rows: selected"
     )
-    assert "selected by this same score: a difference in its favour is optimistic.\n" in results.markdown(record)
+    assert line in results.markdown(record)
     assert "GM (best of 6) > M (best of 3): -0.3200" in results.digest(record, "all.md")
     # a row that stands alone in its entry was not selected
     alone = results.collect(study_with(tmp_path, "4", {"concat": [0.5], "sum": [0.4]}, "sop"))
     assert "selected by this same score" not in results.markdown(alone)
-    assert "best of" not in results.digest(alone, "all.md")
+    assert "(best of" not in results.digest(alone, "all.md")
     # of the pairs that were run, and it says of how many
     for pair in ("GM", "SM"):
         (study.job(row_named("configurations", pair), 0).folder / "last.json").unlink()
     record = results.collect(study)
-    assert (
-        "MG > M. Here: -0.3300 over 1 seed, better in 0 of 1. MG is the best of 4 run of 6 rows and M is the best"
-        in (results.markdown(record))
-    )
+    assert "| MG (best of 4 run of 6) > M (best of 3) | -0.3300 over 1 seed" in results.markdown(record)
     assert "MG (best of 4 run of 6) > M (best of 3): -0.3300" in results.digest(record, "all.md")
     for pair in ("MS", "SG", "GS", "MG"):
         (study.job(row_named("configurations", pair), 0).folder / "last.json").unlink()
@@ -556,9 +585,8 @@ def test_a_row_that_was_not_selected_is_not_said_to_be(tmp_path):
     """Of six pairs one was run: nothing was selected among them."""
     scores = {"S": [0.5], "M": [0.4], "G": [0.3], "MG": [0.6]}
     record = results.collect(study_with(tmp_path, "configurations", scores))
-    text = results.markdown(record)
-    assert "MG > S. Here: +0.1000 over 1 seed, better in 1 of 1. S is the best of 3 rows, selected by" in text
-    assert "optimistic. MG is the only one of 6 rows that was run.\n" in text
+    entry = "| MG (only one of 6 that was run) > S (best of 3) | +0.1000 over 1 seed, better in 1 of 1 |\n"
+    assert entry in results.markdown(record)
     assert "MG (only one of 6 that was run) > S (best of 3): +0.1000" in results.digest(record, "all.md")
 
 
@@ -590,8 +618,18 @@ def test_runs_of_other_origins_are_not_put_into_one_table(key, before, now, what
     change("concat", 0, before)
     change("sum", 0, before)
     results.collect(study)  # what a run of an older version does not say is not compared
-    change("concat", 1, now)
-    with pytest.raises(InputError, match="seed-1: trained with other {} than .*seed-0".format(what)):
+    change("sum", 0, now)
+    with pytest.raises(InputError, match="sum.seed-0: trained with other {} than .*recipe.seed-0".format(what)):
+        results.collect(study)
+
+
+def test_random_and_pretrained_weights_are_not_put_into_one_table(tmp_path):
+    study = study_with(tmp_path, "4", {"concat": [0.5], "sum": [0.4]})
+    starts = {"concat": (["train.py", "--from-scratch"], None), "sum": (["train.py"], "aa")}
+    for row, (words, sha1) in starts.items():
+        file = study.job(row_named("4", row), 0).folder / "arguments.json"
+        file.write_text(json.dumps(dict(json.loads(file.read_text()), command=words, weights_sha1=sha1)))
+    with pytest.raises(InputError, match="trained with other initial weights"):
         results.collect(study)
 
 
@@ -617,10 +655,15 @@ def test_milestones_that_a_study_does_not_reach_are_told_once(tmp_path, here):
 def test_the_papers_figures_stand_only_beside_their_own_data_set(tmp_path):
     official = study_with(tmp_path, "main", {"MG as on CUB200": [0.25]})
     text = results.markdown(results.collect(official, ["main"]))
-    assert "| MG as on CUB200 | 0.7681 | 0.8484 | 1 | 0.2500 |" in text
+    assert "| MG as on CUB200 | - | 0.7681 | 0.8484 | 0 | 0.2500 |" in text
     other = runs.Study(tmp_path / "demo", "demo")
     pretend(other.job(row_named("main", "MG as on CUB200"), 0), recalls(0.25))
-    assert "0.7681" not in results.markdown(results.collect(other, ["main"]))
+    assert "| 0.7681 " not in results.markdown(results.collect(other, ["main"]))
+    assert "main" not in results.collect(other)["tables"]  # unless it is asked for
+    for words in (["--backbone", "mobilenet0.25"], ["--image-width", "112"], ["--uncropped"]):
+        study = runs.Study(tmp_path / words[-1], "cub200", tuple(words))
+        pretend(study.job(row_named("main", "MG as on CUB200"), 0), recalls(0.25))
+        assert "| 0.7681 " not in results.markdown(results.collect(study, ["main"]))
 
 
 def test_render_and_plot_from_the_command_line(tmp_path, monkeypatch, figures):
@@ -657,9 +700,10 @@ def test_render_and_plot_from_the_command_line(tmp_path, monkeypatch, figures):
             expected = np.mean(scores[size]) + more + deviation * np.array([-1, 0, 1])
             assert [low, mean, high] == pytest.approx(expected.tolist())
     readme.write_text("no marks")
+    shutil.rmtree(str(tmp_path / "out"))
     with pytest.raises(InputError, match="expected the lines <!-- results: cub200 -->"):
         tables.main()
-    assert readme.read_text() == "no marks"
+    assert readme.read_text() == "no marks" and not (tmp_path / "out").exists()
 
 
 def test_the_main_table_of_several_data_sets(tmp_path, monkeypatch, capfd):
