@@ -6,6 +6,7 @@ need MXNet in `main`. One flag, --tf32, takes effect with the import: see `_forb
 """
 
 import ctypes
+import functools
 import importlib
 import importlib.util
 import os
@@ -211,8 +212,14 @@ def find_gpu(gpu, no_cuda):
     found = no_cuda or f"{len(capabilities)} GPU(s) found"
     if gpu > 0:
         raise InputError(f"--gpu {gpu}: {found}; use --gpu -1 for the CPU")
-    print(f"{found}: running on the CPU ({os.environ['OMP_NUM_THREADS']} thread(s))", file=sys.stderr)
+    _say_once(f"{found}: running on the CPU ({os.environ['OMP_NUM_THREADS']} thread(s))")
     return None
+
+
+@functools.lru_cache(maxsize=None)
+def _say_once(text):
+    """Prints a notice to standard error, once in a process, however many networks it opens."""
+    print(text, file=sys.stderr)
 
 
 @contextmanager
