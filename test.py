@@ -124,7 +124,7 @@ def main():
     cropped = dataset.test[0].box is not None
     warn_of_another_crop(cropped, options, description)
     if isinstance(options.confidence, tuple) and not options.skip_unreadable:
-        outputs.check_same_queries(options.confidence, dataset.test)  # now, not after the evaluation
+        outputs.check_same_images(options.confidence, dataset.test, dataset.gallery)  # now, not after the evaluation
     size = image_size(options, description)
 
     # Not before: these import MXNet, which takes far longer than all the above.

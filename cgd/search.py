@@ -250,7 +250,10 @@ def main():
         queries = [query._replace(path=os.path.join(facts["folder"], query.path)) for query in queries]
     else:
         queries, described = describe_queries(options, facts, find_queries(options.queries, options.box))
-    found, distances = search(described, options.k, vectors, options.like)
+    try:
+        found, distances = search(described, options.k, vectors, options.like)
+    except ValueError as error:  # a vector that is not finite
+        raise InputError(f"{options.index}: {error}; {index.DAMAGED}")
     if not os.path.isdir(facts["folder"]):
         moved = "the pictures are no longer there; describe them again at their new place, which computes nothing anew"
         print(f"note: {facts['folder']}: {moved}", file=sys.stderr)

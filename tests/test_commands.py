@@ -283,7 +283,9 @@ def test_more_measures_and_a_comparison_with_other_results(run, small_demo, tmp_
     difference, low, high = map(float, found.groups())
     assert difference == pytest.approx(gain, abs=1e-4) and low <= difference <= high
     (tmp_path / "other.json").write_text(json.dumps(dict(whole, queries="of others")))
-    for name, message in (("other.json", "is of other queries"), ("e.npz", "no file of"), ("none", "No such file")):
+    (tmp_path / "among.json").write_text(json.dumps(dict(whole, searched="others")))
+    messages = {"other.json": "is of other queries", "among.json": "is of other images to search in"}
+    for name, message in dict(messages, **{"e.npz": "no file of", "none": "No such file"}).items():
         wrong = here(*evaluation(run, small_demo, "--confidence", tmp_path / name))
         assert wrong.returncode == 2 and message in wrong.stderr.splitlines()[-1] and "R@" not in wrong.stdout
 

@@ -450,10 +450,24 @@ def test_vectors_of_another_length_are_not_stored(tmp_path):
         part.append([], np.zeros((9, 4), np.float32))
 
 
-def test_a_damaged_index_is_to_be_deleted(photos, describe, search, tmp_path):
+def test_a_damaged_index_is_told(photos, describe, search, tmp_path):
     """The advice to run the same command again would not help."""
     describe(photos, "-o", tmp_path / "i")
     items = tmp_path / "i" / index.ITEMS
     items.write_bytes(items.read_bytes().split(b"\n", 1)[1])
-    assert "it is damaged: delete it, and describe the pictures again" in search(tmp_path / "i", photos, code=2).stderr
-    assert "it is damaged: delete it" in describe(photos, "-o", tmp_path / "i", code=2).stderr
+    assert "it is damaged: describe the pictures again" in search(tmp_path / "i", photos, code=2).stderr
+    assert "it is damaged: describe the pictures again" in describe(photos, "-o", tmp_path / "i", code=2).stderr
+
+
+def test_damage_within_an_index_is_one_line(photos, describe, search, tmp_path):
+    describe(photos, "-o", tmp_path / "i")
+    file = tmp_path / "i" / index.ITEMS
+    lines = file.read_bytes().split(b"\n")
+    for broken in (b'{"path": ', b"\0\0\0\0", b"{}"):
+        file.write_bytes(b"\n".join([lines[0], broken, *lines[2:]]))
+        assert "items.jsonl:2: cannot be read" in search(tmp_path / "i", "--like", 1, code=2).stderr
+    file.write_bytes(b"\n".join(lines))
+    vectors = np.load(str(tmp_path / "i" / index.VECTORS))
+    vectors[1] = np.nan
+    np.save(str(tmp_path / "i" / index.VECTORS), vectors)
+    assert "is not finite in float32; it is damaged" in search(tmp_path / "i", "--like", 0, code=2).stderr

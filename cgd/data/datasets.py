@@ -363,12 +363,31 @@ def _from_lists(folder, train_txt, test_txt, bbox_txt, gallery_txt, need_trainin
     boxes = read_boxes(bbox_txt) if bbox_txt else None
     files = {"train": train_txt if need_training else None, "test": test_txt, "gallery": gallery_txt}
     splits = {split: _listed(file, folder, boxes) for split, file in files.items() if file}
+    _compare_lists(splits, files, boxes)
     if train_txt and not need_training:
         try:
             splits["train"] = _listed(train_txt, folder)
         except InputError as error:
             print(f"warning: --train-txt is not included in the statistics: {error}", file=sys.stderr)
     return splits
+
+
+def _compare_lists(splits, files, boxes):
+    """Warns of images that are in two lists. Raises InputError if boxes are given and an id is of two images."""
+    wrong = {("train", "test"): "the recall is not one of unseen images", ("test", "gallery"): "each finds itself"}
+    for (first, second), what in wrong.items():
+        paths = ({record.path for record in splits.get(split, ())} for split in (first, second))
+        common = len(set.intersection(*paths))
+        if common:
+            both = f"{files[first]} and {files[second]}"
+            print(f"warning: {both} have {common} images in common: {what}", file=sys.stderr)
+    known = {}
+    for split, records in splits.items() if boxes is not None else ():
+        for record in records:
+            path, file = known.setdefault(record.image_id, (record.path, files[split]))
+            if path != record.path:
+                is_ = f"image {record.image_id} is {record.path}, but {path} in {file}"
+                raise InputError(f"{files[split]}: {is_}; with --bbox-txt, ids must be of one image in all lists")
 
 
 def _listed(file, folder, boxes=None):

@@ -5,6 +5,7 @@ differs between libraries, and the published results depend on it.
 """
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,10 @@ from cgd.system.errors import InputError
 BILINEAR = 1  # cv2.INTER_LINEAR
 JPEG, PNG, BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"  # magic numbers
 SCAN, END = b"\xff\xda", b"\xff\xd9"  # JPEG markers: start of scan, end of image
+
+ZEROS = bytes(16)  # at the end of a JPEG file: what an interrupted download has reserved
+MASKED = (3, 6)  # compression of a BMP whose header says where in a pixel each colour is
+BGR_MASKS = struct.pack("<III", 0xFF0000, 0xFF00, 0xFF)  # the usual places
 
 # Pillow refuses images with more than twice as many pixels. Its own limit is below the 200 megapixels of some phones.
 # There must be one: a broken header can ask for any amount of memory.
@@ -32,7 +37,7 @@ def read_image(path):
     """
     try:
         data = Path(path).read_bytes()
-        _check_not_truncated(data)
+        _check(data)
         image = mx.image.imdecode(data)
         image.wait_to_read()  # decoding is asynchronous, errors are raised here
     except OSError as error:
@@ -43,8 +48,8 @@ def read_image(path):
     return image
 
 
-def _check_not_truncated(data):
-    """Raises ValueError or OSError for a truncated image, which OpenCV would fill with arbitrary pixels."""
+def _check(data):
+    """Raises ValueError or OSError for an image of which OpenCV would make arbitrary pixels or wrong colours."""
     if data.startswith(JPEG):
         try:
             image = Image.open(io.BytesIO(data))  # reads the header; OpenCV may return garbage for a truncated one
@@ -56,6 +61,8 @@ def _check_not_truncated(data):
             raise ValueError("truncated JPEG file")
         # Neither marker can occur within the image data. Some files lack only the last marker: Pillow decides.
         if data.rfind(END) < data.rfind(SCAN):
+            if data.endswith(ZEROS):  # which can be decoded
+                raise ValueError("truncated JPEG file")
             image.load()
     elif data.startswith(PNG):
         try:
@@ -64,7 +71,11 @@ def _check_not_truncated(data):
             raise
         except Exception as error:  # Pillow raises SyntaxError and others
             raise ValueError(f"corrupt PNG file ({error})")
-    elif not data.startswith(BMP):
+    elif data.startswith(BMP):
+        bits, compression = struct.unpack_from("<HI", data, 28) if len(data) >= 34 else (0, 0)
+        if bits == 32 and compression in MASKED and data[54:66] != BGR_MASKS:
+            raise ValueError("BMP file with another order of colours, which OpenCV ignores; save it as PNG")
+    else:
         raise ValueError("expected a JPEG, PNG or BMP image" if data else "empty file")
 
 

@@ -37,7 +37,7 @@ def find(source, data_dir=None, bbox_txt=None, class_folders=False):
     else:
         if not source.is_file():
             raise InputError(f"{source}: no such file; expected a folder of pictures, or a list of them")
-        root = Path(data_dir or source.parent)
+        root = Path(os.path.abspath(str(data_dir or source.parent)))  # `inside` would join a relative one twice
         rows = _in_list(source, root, bbox_txt)
     root, found = os.path.abspath(str(root)), {}
     for path, crop, label in rows:

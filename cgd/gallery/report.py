@@ -32,6 +32,7 @@ def write(file, result, dataset, facts, shown=500, link_images=False, maps=None)
     gallery = searched.embeddings if result.gallery else None
     found, distances = nearest(queries.embeddings, k, gallery, return_distances=True)
     found, distances = wrong_first(found, distances, queries.identities, searched.identities)
+    add_wrong(found, distances, result)
     labels = labels_of(dataset.classes)
     items, gallery_items = (
         [page.Item(record.path, record.box, labels[record.identity]) for record in part.records]
@@ -73,6 +74,20 @@ def wrong_first(found, distances, identities, gallery_identities):
     right = gallery_identities[found] == identities[:, None]
     order = np.lexsort((right, distances), axis=1)
     return np.take_along_axis(found, order, axis=1), np.take_along_axis(distances, order, axis=1)
+
+
+def add_wrong(found, distances, result):
+    """Puts an item of another class first where R@1 counts one as nearer that is not among the neighbours (N, k).
+
+    Of many items at the same distance, `nearest` returns those of the lowest index. Changes both arrays in place.
+    """
+    queries, searched = result.queries, result.gallery or result.queries
+    missed = (result.nearer > 0) & (searched.identities[found[:, 0]] == queries.identities)
+    for row in np.flatnonzero(missed):
+        closeness = searched.embeddings @ queries.embeddings[row]
+        closeness[searched.identities == queries.identities[row]] = -np.inf
+        found[row] = np.append(closeness.argmax(), found[row, :-1])
+        distances[row] = np.append(distances[row, 0], distances[row, :-1])
 
 
 def labels_of(classes):

@@ -36,6 +36,7 @@ PREPARATION = ("image_width", "image_height", "mean", "std", "dim")
 SAME = ("checksum", *PREPARATION, "dtype", "stored")  # facts that all vectors of an index share
 STORED = ("float32", "float16")
 BLOCK = 1 << 14  # rows that are copied at a time
+DAMAGED = "it is damaged: describe the pictures again, into a new folder"
 AGAIN = "run the same command of cgd.describe again"
 
 
@@ -59,6 +60,7 @@ class Items(Sequence):
     """The `Picture`s of an items file, which is read line by line when they are asked for."""
 
     def __init__(self, file):
+        self.file = file
         self.data = np.asarray(np.memmap(file, np.uint8, "r")) if os.path.getsize(file) else np.zeros(0, np.uint8)
         self.ends = np.flatnonzero(self.data == ord("\n"))
 
@@ -68,7 +70,10 @@ class Items(Sequence):
     def __getitem__(self, number):
         number = range(len(self))[number]
         start = self.ends[number - 1] + 1 if number else 0
-        return _picture(self.data[start : self.ends[number]].tobytes())
+        try:
+            return _picture(self.data[start : self.ends[number]].tobytes())
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self.file}:{number + 1}: cannot be read ({error}); {DAMAGED}")
 
 
 def read(folder):
@@ -77,10 +82,11 @@ def read(folder):
     Raises InputError if there is none, or if its files do not belong together.
     """
     folder = Path(folder)
-    if not (folder / FACTS).is_file():
+    missing = next((name for name in (FACTS, ITEMS, VECTORS) if not (folder / name).is_file()), None)
+    if missing == FACTS or (missing and not (folder / NEW / FACTS).exists()):  # .new: they are being moved
         begun = (folder / PARTS).is_dir()
         hint = f"it is not finished: {AGAIN}, without --shard" if begun else "python -m cgd.describe writes one"
-        raise InputError(f"{folder}: no index ({FACTS} is missing); {hint}")
+        raise InputError(f"{folder}: no index ({missing} is missing); {hint}")
     before = None
     try:
         before = _state(folder)
@@ -98,7 +104,7 @@ def _advice(folder, before):
     """What to do about an index that cannot be read. before : its `_state` when the reading began"""
     with suppress(OSError):
         if not (folder / NEW).exists() and _state(folder) == before:
-            return "it is damaged: delete it, and describe the pictures again"
+            return DAMAGED
     return AGAIN  # another process is publishing it, or was interrupted
 
 
@@ -203,8 +209,8 @@ class Index:
             self._add(*read_part(file.with_suffix(""), self.facts))
 
     def _add(self, items, vectors):
-        for row, picture in enumerate(items):
-            self.rows[_key(picture)] = len(self.sources), row
+        for row, picture in enumerate(items):  # the published row stays: `check_pictures` asks for it
+            self.rows.setdefault(_key(picture), (len(self.sources), row))
         self.sources.append(vectors)
 
     def _gathered(self, pictures):
@@ -318,7 +324,7 @@ def _may_become_index(folder):
     if not folder.is_dir():
         return False
     names = set(os.listdir(str(folder))) - {LOCK}
-    return not names or bool({PARTS, FACTS, NEW} & names)
+    return not names or bool({PARTS, NEW} & names) or {FACTS, ITEMS, VECTORS} <= names
 
 
 def _key(picture):

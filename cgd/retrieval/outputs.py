@@ -54,7 +54,8 @@ def save_results(options, result, pooled, measured, dataset, cropped, dtype, run
         "images_per_second": result.images_per_second,
         "search_seconds": result.search_seconds,
         **runtime,
-        "queries": queries_digest(result.queries.records),
+        "queries": digest_of(result.queries.records),
+        "searched": digest_of(result.gallery.records) if result.gallery else None,
         "hits_at_1": "".join(map(str, (result.nearer < 1).astype(int))),
         "classes": metrics.by_class(result.nearer < 1, result.queries.identities, dataset.classes),
     }
@@ -63,26 +64,27 @@ def save_results(options, result, pooled, measured, dataset, cropped, dtype, run
 
 
 def read_hits(file):
-    """A file of --results as (its name, digest of the queries, (N,) bool whether each is a hit at 1)."""
+    """A file of --results as (its name, digests of queries and gallery, (N,) bool whether each is a hit at 1)."""
     try:
         saved = json.loads(Path(file).read_text())
-        return file, saved["queries"], np.array(list(saved["hits_at_1"])) == "1"
+        return file, (saved["queries"], saved.get("searched")), np.array(list(saved["hits_at_1"])) == "1"
     except OSError as error:
         raise InputError(f"--confidence {file}: {error.strerror}; expected a file of --results")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"--confidence {file}: no file of this version's --results ({type(error).__name__}: {error})")
 
 
-def queries_digest(records):
-    """SHA-1 of the queries' names and classes, which two evaluations of the same queries share, cropped or not."""
+def digest_of(records):
+    """SHA-1 of the names and classes of images, which two evaluations of the same images share, cropped or not."""
     return datasets.digest([record._replace(box=None) for record in records])
 
 
-def check_same_queries(other, records):
-    """Raises InputError unless `other`, from `read_hits`, is of these queries."""
-    file, queries, hits = other
-    if queries != queries_digest(records) or len(hits) != len(records):
-        raise InputError(f"--confidence {file}: is of other queries; evaluate both checkpoints on the same images")
+def check_same_images(other, queries, gallery):
+    """Raises InputError unless `other`, from `read_hits`, is of these queries in this gallery: records, or None."""
+    file, digests, hits = other
+    if digests != (digest_of(queries), digest_of(gallery) if gallery else None) or len(hits) != len(queries):
+        what = "queries" if digests[0] != digest_of(queries) else "images to search in"
+        raise InputError(f"--confidence {file}: is of other {what}; evaluate both checkpoints on the same images")
 
 
 def print_confidence(other, result):
@@ -91,7 +93,7 @@ def print_confidence(other, result):
     print("R@1: {:.4f}, 95 % from {:.4f} to {:.4f}".format(hits.mean(), *metrics.interval(hits, identities)))
     if other is True:
         return
-    check_same_queries(other, result.queries.records)
+    check_same_images(other, result.queries.records, result.gallery.records if result.gallery else None)
     file, _, others = other
     low, high = metrics.interval(hits, identities, others)
     print(f"R@1 minus that of {file}: {hits.mean() - others.mean():+.4f}, 95 % from {low:+.4f} to {high:+.4f}")

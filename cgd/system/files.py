@@ -11,15 +11,17 @@ from cgd.system.errors import InputError
 def replacing(path):
     """Yields a temporary path to write to, which replaces `path` when the block ends without an error.
 
-    It has the same extension, for writers that choose the format by it. Raises InputError if it cannot be written.
+    It has the same extension, for writers that choose the format by it. A link stays one: the file that it leads to is
+    replaced. Raises InputError if it cannot be written, and for a device or a pipe.
     """
-    path = Path(path)
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    _must_be_file(path)
+    target = Path(os.path.realpath(str(path)))
+    part = target.with_name(f".part-{os.getpid()}-{target.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield part
         to_disk(part)  # before the rename, so that it survives a power failure
-        os.replace(part, path)
+        os.replace(part, target)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})")
     finally:
@@ -45,9 +47,8 @@ def to_disk(path):
 
 def must_be_writable(path):
     """Raises InputError if `path` cannot be written, so that this is known before hours of work. Creates no folders."""
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; expected a file name")
+    _must_be_file(path)
+    path = Path(os.path.realpath(str(path)))
     try:
         folder = next(parent for parent in path.parents if parent.exists())
         part = folder / f".part-{os.getpid()}-{path.name}"
@@ -55,3 +56,10 @@ def must_be_writable(path):
         part.unlink()
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})")
+
+
+def _must_be_file(path):
+    """Raises InputError for a path that exists and is no file: a rename would replace a device for all programs."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is {'a folder' if path.is_dir() else 'a device or a pipe'}; expected a file name")

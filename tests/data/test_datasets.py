@@ -132,7 +132,7 @@ def test_lists_given_by_hand_may_have_any_number_of_images(files, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: ") and "3 images, the official one 100 and 5924" in line
     datasets.load("cub200", files, files / "list.txt", files / "list.txt")
-    (line,) = capsys.readouterr().err.splitlines()
+    line = capsys.readouterr().err.splitlines()[-1]
     assert "the train split" in line and "the test split" in line
     official = datasets.load("cub200", files, files / "list.txt", files / "list.txt")
     with pytest.raises(InputError, match="the only training image of its class"):
@@ -141,8 +141,23 @@ def test_lists_given_by_hand_may_have_any_number_of_images(files, capsys):
 
 def test_lists_of_the_official_size_are_not_warned_of(files, monkeypatch, capsys):
     official_counts(monkeypatch, "cub200", train=(2, 3), test=(2, 3))
-    datasets.load("cub200", files, files / "list.txt", files / "list.txt")
+    (files / "test.txt").write_text((files / "list.txt").read_text().replace("jpg", "png"))
+    touch(files, ["images/{}.png".format(name) for name in ("a", "b", "c with blank")])
+    datasets.load("cub200", files, files / "list.txt", files / "test.txt")
     assert capsys.readouterr().err == ""
+
+
+def test_lists_are_compared_with_one_another(files, capsys):
+    """Two of the three images of a list stand in another one, too, whose ids count from 1 again."""
+    rows = (files / "list.txt").read_text().splitlines()
+    again = ["{} {} {}".format(number, *row.split(maxsplit=2)[1:]) for number, row in enumerate(rows[2:], 1)]
+    (files / "two.txt").write_text("\n".join([rows[0], *again]))
+    datasets.load("lists", files, files / "two.txt", files / "list.txt", None, files / "two.txt")
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].endswith("list.txt have 2 images in common: the recall is not one of unseen images")
+    assert told[1].endswith("two.txt have 2 images in common: each finds itself") and len(told) == 2
+    with pytest.raises(InputError, match="list.txt: image 1 is .*, but .* in .*two.txt; with --bbox-txt"):
+        datasets.load("lists", files, files / "two.txt", files / "list.txt", files / "bbox.txt")
 
 
 def test_queries_of_in_shop_need_their_gallery(files, monkeypatch):

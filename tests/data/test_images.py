@@ -1,6 +1,7 @@
 """Pictures: to the pixel what the authors' evaluation code sees, and the same whichever process reads them."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -239,7 +240,32 @@ def of_size(width, height):
 
 
 def test_a_photograph_of_200_megapixels_is_no_bomb_and_one_of_a_gigapixel_is_one_line(tmp_path):
-    images._check_not_truncated(of_size(16320, 12240))
+    images._check(of_size(16320, 12240))
     (tmp_path / "huge.jpg").write_bytes(of_size(32000, 32000))
     with pytest.raises(InputError, match="huge.jpg: Image size .* exceeds limit"):
         images.read_image(tmp_path / "huge.jpg")
+
+
+@pytest.mark.parametrize("kept", [0.2, 0.5, 0.95])
+def test_zeros_in_place_of_the_rest_of_a_jpeg_are_no_picture(tmp_path, kept):
+    """As an interrupted download leaves them. With this much detail, Pillow decodes zeros to the end of the picture."""
+    noise = np.random.RandomState(0).randint(0, 255, (96, 96, 3)).astype(np.uint8)
+    data = encoded(Image.fromarray(noise), "JPEG", quality=95)
+    assert read(tmp_path, data).shape == (96, 96, 3)
+    end = int(kept * len(data))
+    with pytest.raises(InputError, match="truncated JPEG file"):
+        read(tmp_path, data[:end] + bytes(len(data) - end))
+
+
+def with_masks(masks):
+    """A BMP of one pixel with red 200, green 100, blue 50 and alpha 255, at the places that the masks say."""
+    value = sum(v * (mask & -mask) for v, mask in zip((200, 100, 50, 255), masks))
+    head = struct.pack("<IiiHHIIiiII", 108, 1, 1, 1, 32, 3, 4, 0, 0, 0, 0) + struct.pack("<IIII", *masks) + bytes(52)
+    return struct.pack("<2sIHHI", b"BM", 126, 0, 0, 122) + head + struct.pack("<I", value)
+
+
+def test_a_bmp_with_another_order_of_colours_is_refused(tmp_path):
+    usual = with_masks((0xFF0000, 0xFF00, 0xFF, 0xFF000000))
+    assert read(tmp_path, usual).tolist() == [[[200, 100, 50]]]
+    with pytest.raises(InputError, match="BMP file with another order of colours"):
+        read(tmp_path, with_masks((0xFF000000, 0xFF0000, 0xFF00, 0xFF)))

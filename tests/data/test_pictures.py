@@ -53,3 +53,14 @@ def test_what_a_list_must_not_hold(folder, text, told):
     (folder / "list.txt").write_text(text)
     with pytest.raises(InputError, match=told):
         pictures.find(folder / "list.txt")
+
+
+def test_a_list_with_a_header_in_a_relative_folder(folder, monkeypatch):
+    """photos/photos/b.jpg, another picture, lies where the path leads if the folder is joined twice."""
+    (folder / "photos").mkdir()
+    (folder / "photos" / "b.jpg").write_text("another one")
+    (folder / "list.txt").write_text("image_id class_id path\n1 1 b.jpg\n")
+    monkeypatch.chdir(folder.parent)
+    for source, data_dir in (("photos/list.txt", None), ("photos/list.txt", "photos"), (folder / "list.txt", None)):
+        root, found = pictures.find(source, data_dir)
+        assert (root, [(each.path, each.size) for each in found]) == (str(folder), [("b.jpg", 5)])

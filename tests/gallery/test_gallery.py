@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import types
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
@@ -16,7 +17,7 @@ from PIL import Image
 
 from cgd.data.datasets import Class
 from cgd.gallery import page, pictures, report
-from cgd.retrieval.recall import recall_at_k
+from cgd.retrieval.recall import count_nearer, nearest, recall_at_k
 from conftest import ROOT
 
 EVIL = "</script><b>\"Bird\" & 'co'</b><!--"
@@ -271,3 +272,22 @@ def test_among_equal_distances_those_of_other_classes_come_first():
     identities = np.array([9, 7, 8, 8, 7])
     order, far = report.wrong_first(found, distances, np.array([9]), identities)
     assert order.tolist() == [[4, 2, 0, 1]] and far.tolist() == distances.tolist()
+
+
+def test_a_page_agrees_with_recall_among_more_equal_items_than_are_shown():
+    """40 equal descriptors of two classes, as of a collapsed network: R@1 is 0, and every first neighbour is wrong."""
+    identities = (np.arange(40) >= 19).astype(int)  # the first ten items are all of one class
+    embeddings = np.tile(np.float32([0.6, 0.8]), (40, 1))
+    embeddings[38:] = [0, 1], [0.1, 1]  # these two have a nearest item that is wrong, and one that is right
+    identities[38:] = 0, 0
+    part = types.SimpleNamespace(embeddings=embeddings, identities=identities)
+    result = types.SimpleNamespace(nearer=count_nearer(embeddings, identities, 8), queries=part, gallery=None)
+    found, distances = nearest(embeddings, 10, return_distances=True)
+    found, distances = report.wrong_first(found, distances, identities, identities)
+    before = identities[found[:, 0]] == identities
+    report.add_wrong(found, distances, result)
+    right = identities[found[:, 0]] == identities
+    assert before.sum() > right.sum() and right.tolist() == (result.nearer < 1).tolist()
+    far = np.linalg.norm(embeddings[found].astype(float) - embeddings[:, None].astype(float), axis=2)
+    np.testing.assert_allclose(distances, far, atol=1e-7)
+    assert all(len(set(row)) == 10 for row in found.tolist())

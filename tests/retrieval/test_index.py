@@ -248,6 +248,13 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path):
     with pytest.raises(InputError, match="is no index"):
         index.Index(tmp_path, FACTS)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+    # nor if one of its files happens to have the name of one of an index
+    (tmp_path / "index.json").write_text("{}")
+    with pytest.raises(InputError, match="is no index, and not empty"):
+        index.Index(tmp_path, FACTS)
+    with pytest.raises(InputError, match="no index .items.jsonl is missing."):
+        index.read(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.json", "letter.txt"]
 
 
 def test_another_folder_of_pictures_does_not_replace_an_index(tmp_path):
@@ -263,6 +270,21 @@ def test_a_folder_that_was_moved_needs_no_new_descriptions(tmp_path):
     described(tmp_path / "i", PICTURES).publish(PICTURES, "/photos")
     current = index.Index(tmp_path / "i", FACTS)
     assert not current.missing(PICTURES)
+    current.publish(PICTURES, "/elsewhere")
+    assert index.read(tmp_path / "i")[0]["folder"] == "/elsewhere"
+
+
+def test_an_index_whose_parts_were_not_removed_may_be_moved(tmp_path, monkeypatch):
+    """A kill between the move of the files and the removal of .parts leaves every vector in two places."""
+    current = described(tmp_path / "i", PICTURES)
+    current._look()
+    with monkeypatch.context() as patch:
+        patch.setattr(index.Index, "_move", lambda self: None)
+        current._write(PICTURES, dict(FACTS, folder="/photos", count=4))
+    current.lock.close()
+    current = index.Index(tmp_path / "i", FACTS)  # ends the move; the parts stay
+    assert list((tmp_path / "i" / ".parts").glob("*.jsonl"))
+    current.check_pictures(PICTURES, "/elsewhere")
     current.publish(PICTURES, "/elsewhere")
     assert index.read(tmp_path / "i")[0]["folder"] == "/elsewhere"
 
