@@ -297,13 +297,9 @@ def _order(steps):
 def _difference(step):
     if not step["seeds"]:
         return "no seed in common"
-    return "{} over {} seed{}, better in {} of {}".format(
-        _spread((step["difference"], step["deviation"]), "{:+.4f}"),
-        len(step["seeds"]),
-        "s" if len(step["seeds"]) > 1 else "",
-        step["first_better"],
-        len(step["seeds"]),
-    )
+    count = len(step["seeds"])
+    spread = _spread((step["difference"], step["deviation"]), "{:+.4f}")
+    return "{}, better in {} of {} seed{}".format(spread, step["first_better"], count, "s" if count > 1 else "")
 
 
 def _entry(step, side):
@@ -329,7 +325,7 @@ def digest(record, link):
         run.sort(key=lambda row: -statistics.mean(first_rank(row)))
         of = " (seeds {})" if len({_seeds(row) for row in run}) > 1 else ""  # means over other seeds do not compare
         figures = " · ".join(row["name"] + " " + _spread(row["last"][rank]) + of.format(_seeds(row)) for row in run)
-        steps = " · ".join(
+        steps = "<br>".join(
             "{} > {}: {}".format(_entry(step, "better"), _entry(step, "worse"), _difference(step))
             for step in table["order"]
         )
