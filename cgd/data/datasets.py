@@ -277,16 +277,16 @@ def without_boxes(dataset):
 def hold_out(dataset, share):
     """The data set with the last classes of its training split in the place of the test split.
 
-    share : of the training classes, above 0 and below 1; at least one class stays on each side
+    share : of the training classes, above 0 and below 1; at least two are held out: among one class, recall is always 1
 
     Hyper-parameters and the best iteration are then chosen without a look at the test split: Musgrave et al., "A Metric
-    Learning Reality Check" (ECCV 2020). Raises InputError for a single training class, and for ranks that are too large
-    for the classes that are held out.
+    Learning Reality Check" (ECCV 2020). Raises InputError for fewer than three training classes, and for ranks
+    that are too large for the classes that are held out.
     """
     classes = count_identities(dataset.train)
-    if classes < 2:
-        raise InputError("--validation-classes: there is only one training class")
-    kept = classes - min(max(1, round(share * classes)), classes - 1)
+    if classes < 3:
+        raise InputError(f"--validation-classes: expected 3 training classes or more, found {classes}")
+    kept = classes - min(max(2, round(share * classes)), classes - 1)
     train = [record for record in dataset.train if record.identity < kept]
     held = [record._replace(identity=record.identity - kept) for record in dataset.train if record.identity >= kept]
     dataset = dataset._replace(train=train, test=held, gallery=None, classes=(), tested="validation classes")

@@ -12,7 +12,7 @@ import numpy as np
 from cgd.network import graphs
 from cgd.network.backbones import children
 from cgd.network.descriptors import GeM
-from cgd.system.environment import mx
+from cgd.system.environment import large_enough, mx
 from cgd.system.errors import InputError, say
 
 nn = mx.gluon.nn
@@ -62,7 +62,8 @@ def fastest(symbol, values, size):
     graph itself, a line on stderr says so, except for squeeze-and-excitation networks, of which this is known.
     """
     noise = _noise(size)
-    expected = _embeddings(_block(symbol, values, mx.cpu())(noise))
+    with large_enough(size):
+        expected = _embeddings(_block(symbol, values, mx.cpu())(noise))
     folded, folded_values = graphs.fold_batch_norm(symbol, values)
     for graph in (graphs.with_fast_gem(folded, folded_values), folded):
         form = (graph, folded_values, {"backend": BACKEND})

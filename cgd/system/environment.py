@@ -238,6 +238,18 @@ def memory_for(advice):
         raise InputError(f"out of memory; {advice}")
 
 
+@contextmanager
+def large_enough(size):
+    """Context manager that turns MXNet's error for images, of `size` (W, H), that a network shrinks to nothing."""
+    try:
+        yield
+    except mx.base.MXNetError as error:
+        if "exceeds input" not in str(error):
+            raise
+        advice = "give a larger --image-width and --image-height"
+        raise InputError("images of {} x {} pixels are too small for this network; {}".format(*size, advice))
+
+
 _OUT_OF_MEMORY = re.compile(
     "out of memory|failed to allocate|allocation failed|ALLOC_FAILED|bad_alloc"
     "|failed to find any .* convolution algorithm|(CUDNN|CUBLAS)_STATUS_NOT_INITIALIZED",

@@ -28,6 +28,15 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
 
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's own, but an empty word is an error: it is that of a shell variable without a value."""
+        words = sys.argv[1:] if args is None else list(args)
+        for before, word in zip([None, *words], words):
+            if word == "" or (word.startswith("--") and word.endswith("=")):
+                place = (before or self.prog) if word == "" else word
+                self.error(f"after {place}: expected a value, found an empty one")
+        return super().parse_known_args(words, namespace)
+
     def error(self, message):
         raise InputError(f"{message}; {self.prog} --help lists the flags")
 

@@ -88,7 +88,10 @@ class Optimiser:
             raise InputError("--kvstore dist_async: expected --gamma of at most 1 and distinct --milestones")
 
     def _norm(self):
-        gradients = [p.list_grad()[0] for p in self.trainer._params if p.grad_req != "null"]
+        gradients = [p.list_grad() for p in self.trainer._params if p.grad_req != "null"]
+        if self.on_servers:  # which add up the devices; otherwise this process has done so
+            gradients = [[sum(g.as_in_context(each[0].context) for g in each)] for each in gradients]
+        gradients = [each[0] for each in gradients]
         return math.sqrt(sum(mx.nd.concat(*[g.square().sum() for g in gradients], dim=0).asnumpy().tolist()))
 
     def state(self):

@@ -73,9 +73,9 @@ def cub200():
     The author (naver/cgd issue #3): Adam, 1e-4 for all layers, 1,500 iterations, x 0.1 at 400 and 800, batch norm not
     frozen. The paper, as its readers report it: MG, 1536 dimensions, margin 0.1, temperature 0.5, smoothing 0.1, both
     losses 1 : 1, batches of 128, crops of 224 from 252, flips, bounding boxes. Later code of the same group: distances
-    that are not squared. The released graph: last stride 1, p = 3 and fixed, bias in the Dense layers. Unknown, chosen
-    by us: 4 images of each identity, as in leftthomas/CGD, no weight decay, no image resized without a crop, evaluation
-    every 100 iterations.
+    that are not squared. The released graph: last stride 1, p = 3 and fixed, bias in the Dense layers. Unknown,
+    chosen by us: 4 images of each identity, as in leftthomas/CGD, no weight decay, no image resized without a crop,
+    evaluation every 100 iterations.
 
     The authors had a Tesla P40 (24 GB); how long it took is not known. Not run here.
     Expected: the released model has R@1 0.7681, R@2 0.8484, R@4 0.9060, R@8 0.9433 by the authors' README.

@@ -55,6 +55,8 @@ def train(options, recipe, resumed, store):
     net = trainer.build(recipe, dataset, devices)
     if not (resumed and Path(options.resume, "state.npz").exists()):  # state.npz has all weights
         now["weights_sha1"] = load_weights(net, options, recipe)
+        if resumed and resumed.get("weights_sha1", now["weights_sha1"]) != now["weights_sha1"]:
+            raise InputError(f"{options.resume}: was begun with other initial weights; start a new run")
     more = loaders, options.seed, store, options.micro_batch
     training = trainer.Trainer(net, dataset, recipe, options.resume or ".", devices, *more)
     if leads:  # the other workers write nothing

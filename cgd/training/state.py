@@ -63,6 +63,8 @@ def restore(run):
     run.optimiser.restore(moments, facts["updates"])
     run.iteration, run.evaluated, run.recalls = facts["iteration"], facts["evaluated"], facts["recalls"]
     run.best = best_on_disk(run.folder, facts["best"], run.dataset.ranks)
+    if run.best is None:
+        run.evaluated = None  # a finished run is evaluated once more, and writes `best`
     run.meter.values = facts.get("unlogged", [])
     if run.leads:
         with open(log, "ab") as lines:

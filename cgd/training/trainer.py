@@ -17,7 +17,7 @@ from cgd.data.samplers import IdentitySampler
 from cgd.network import checkpoints, model, onednn
 from cgd.network.options import OPTIONS
 from cgd.retrieval import evaluation
-from cgd.system.environment import memory_for, mx
+from cgd.system.environment import large_enough, memory_for, mx
 from cgd.system.errors import InputError, forget_stops, say, uninterrupted
 from cgd.training import state
 from cgd.training.diagnostics import Diagnostics
@@ -57,7 +57,8 @@ def build(recipe, dataset, devices):
     """The network that a recipe asks for, with random weights, on its devices, ready to train."""
     classes = count_identities(dataset.train) if recipe.classification_weight else 0
     net = model.CGD(classes=classes, **{name: getattr(recipe, name) for name in OPTIONS})
-    net.infer_shape(mx.nd.zeros((1, 3, recipe.image_height, recipe.image_width)))
+    with large_enough((recipe.image_width, recipe.image_height)):
+        net.infer_shape(mx.nd.zeros((1, 3, recipe.image_height, recipe.image_width)))
     on_cpu = devices[0].device_type == "cpu"
     if on_cpu:
         onednn.for_training(net)
@@ -269,6 +270,8 @@ class Trainer:
 
     def _save_after_error(self, log):
         forget_stops()  # or what follows would be interrupted once more by the stop that led here
+        with suppress(mx.base.MXNetError):  # of a second operator that failed; broken parameters raise once more below
+            mx.nd.waitall()
         try:
             with uninterrupted():
                 self._save_state(log)

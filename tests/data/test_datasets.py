@@ -413,15 +413,15 @@ def test_the_last_training_classes_are_held_out():
     train = [datasets.Record(f"{n}.jpg", n // 2, None, n) for n in range(10)]
     test = [datasets.Record("test.jpg", 0, None, 10)] * 2
     dataset = datasets.Dataset("lists", train, test, (1,), gallery=test)
-    for share, kept in ((0.01, 4), (0.2, 4), (0.4, 3), (0.99, 1)):
+    for share, kept in ((0.01, 3), (0.2, 3), (0.4, 3), (0.6, 2), (0.99, 1)):
         changed = datasets.hold_out(dataset, share)
         assert changed.train == train[: 2 * kept] and changed.gallery is None
         assert [record.path for record in changed.test] == [f"{n}.jpg" for n in range(2 * kept, 10)]
         assert [record.identity for record in changed.test] == [n // 2 for n in range(10 - 2 * kept)]
-    with pytest.raises(InputError, match="only one training class"):
-        datasets.hold_out(dataset._replace(train=train[:2]), 0.2)
-    with pytest.raises(InputError, match="Recall@2 of the validation classes: each query is searched in 1 images"):
-        datasets.hold_out(dataset._replace(ranks=(1, 2)), 0.2)
+    with pytest.raises(InputError, match="expected 3 training classes or more, found 2"):
+        datasets.hold_out(dataset._replace(train=train[:4]), 0.2)
+    with pytest.raises(InputError, match="Recall@4 of the validation classes: each query is searched in 3 images"):
+        datasets.hold_out(dataset._replace(ranks=(1, 4)), 0.2)
 
 
 def test_statistics_are_the_released_table():

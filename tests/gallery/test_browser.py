@@ -11,6 +11,7 @@ from PIL import Image
 
 from cgd.data.datasets import Class, Record
 from cgd.gallery import page, report
+from cgd.retrieval.recall import count_nearer
 from conftest import wait_until
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -44,7 +45,8 @@ def evaluated(tmp_path_factory):
     queries = SimpleNamespace(embeddings=vectors, identities=identities, records=records)
     classes = [Class(number, label) for number, label in enumerate(LABELS)]
     dataset = SimpleNamespace(name="birds", ranks=(1, 2), classes=classes)
-    return SimpleNamespace(recalls=[0.5, 0.75], queries=queries, gallery=None), dataset
+    nearer = count_nearer(vectors, identities, 2)
+    return SimpleNamespace(recalls=[0.5, 0.75], nearer=nearer, queries=queries, gallery=None), dataset
 
 
 def maps(pairs):

@@ -16,7 +16,7 @@ import pytest
 
 from cgd.network import checkpoints
 from cgd.system import errors
-from cgd.training import state, trainer
+from cgd.training import arguments, state, trainer
 from conftest import LONG, ROOT, heed_stops, members_of, running, wait_until
 
 PROGRAM = "import os, signal, sys, time\nfrom cgd.system import errors\ndef main():\n    {}\nerrors.run(main)\n"
@@ -195,3 +195,10 @@ def test_a_closed_stream_changes_no_exit_code(closed):
     result = subprocess.run(["sh", "-c", shell, sys.executable, *words], cwd=str(ROOT), capture_output=True, text=True)
     expected = ("", "y\nerror: bad\n") if closed == "stdout" else ("x\n", "")
     assert (result.returncode, result.stdout, result.stderr) == (2, *expected)
+
+
+@pytest.mark.parametrize("words", [["--resume", ""], ["--resume="], ["--dataset", "demo", "--pretrained-model", ""]])
+def test_an_empty_value_is_not_the_same_as_none(words):
+    """As of `--resume "$RUN"` with a variable that is not set, which would begin a new run."""
+    with pytest.raises(errors.InputError, match="after --.*: expected a value, found an empty one"):
+        arguments.parse(words)

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import time
 from collections import namedtuple
 from contextlib import contextmanager
 from pathlib import Path
@@ -292,6 +293,22 @@ def test_memory_that_runs_out_is_told_with_what_to_try(small_demo, tmp_path, mon
         mx.nd.ones((2, 3)).reshape((7, 7)).wait_to_read()  # another error stays what it is
 
 
+def test_a_second_operator_without_memory_does_not_prevent_the_save(small_demo, tmp_path, monkeypatch):
+    """MXNet keeps an error for each; what waits next, as the save does, raises the second one."""
+    run = make(small_demo, tmp_path)
+
+    def fail(*_, **options):
+        with address_space(2**30):
+            arrays = [mx.nd.zeros((2**30,), dtype="float64") for _ in range(2)]
+            time.sleep(1)  # both have failed
+            arrays[0].wait_to_read()
+
+    monkeypatch.setattr(run, "step", fail)
+    with pytest.raises(InputError, match="out of memory"):
+        run.run()
+    assert (tmp_path / "state.npz").exists() and (tmp_path / "last.json").exists()
+
+
 @contextmanager
 def address_space(more):
     """This process may take so many bytes more, and no others."""
@@ -526,6 +543,32 @@ def test_the_best_checkpoint_on_the_disk_counts_not_that_of_the_state(small_demo
     assert restored() == ([0.9, 0.9, 1.0, 1.0], 3)
     best.unlink()
     assert restored() is None
+    again = make(small_demo, tmp_path)
+    state.restore(again)
+    recalls = again.run()  # it was finished, and is evaluated once more
+    assert recalls[1] == recalls[0] and best.exists()
+
+
+@pytest.mark.parametrize("size", [8, 48])
+def test_images_that_a_network_shrinks_to_nothing_are_one_line(small_demo, tmp_path, size):
+    with pytest.raises(InputError, match=f"images of {size} x {size} pixels are too small for this network"):
+        make(small_demo, tmp_path, backbone="alexnet", image_width=size, image_height=size)
+
+
+def test_weights_that_changed_before_the_first_state_was_saved_are_refused(small_demo, tmp_path, here):
+    net = make(small_demo, tmp_path / "a").net
+    file = tmp_path / "net.params"
+    net.features.save_parameters(str(file))
+    words = ["--dataset", "demo", "--data-dir", small_demo, "--gpu", -1, "--num-workers", 0, "--iterations", 0]
+    words += "--batch-size 8 --image-width 32 --image-height 32 --dim 24 --milestones 1 --config S".split()
+    words += ["--backbone", RECIPE.backbone, "--backbone-params", file, "--output-dir", tmp_path / "run"]
+    assert here("train.py", *words).returncode == 0
+    (tmp_path / "run" / "state.npz").unlink()
+    for parameter in net.features.collect_params().values():
+        parameter.set_data(parameter.data() * 2)
+    net.features.save_parameters(str(file))
+    result = here("train.py", "--resume", tmp_path / "run")
+    assert result.returncode == 2 and "was begun with other initial weights" in result.stderr
 
 
 def test_a_learned_p_stays_in_its_bounds_and_is_logged(small_demo, tmp_path, monkeypatch):
