@@ -69,6 +69,18 @@ def serve():
         server.run()
 
 
+@contextlib.contextmanager
+def _ended_by_stops():
+    """In the block a stop ends the process at once. Python's handlers would not run while the library waits."""
+    heeded = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def join(kind):
     """A worker's store, once all processes are connected. Ends the process after JOIN_SECONDS without that."""
     print("waiting for {DMLC_NUM_WORKER} workers, {DMLC_NUM_SERVER} servers and the scheduler at {DMLC_PS_ROOT_URI}:"
@@ -76,7 +88,8 @@ def join(kind):
     timer = threading.Timer(JOIN_SECONDS, _end, [NOT_JOINED])
     timer.daemon = True
     timer.start()
-    store = mx.kv.create(kind)
+    with _ended_by_stops():
+        store = mx.kv.create(kind)
     timer.cancel()
     # A worker that ends early does not wait for the others; they will detect it.
     _call("MXKVStoreSetBarrierBeforeExit", store.handle, 0)

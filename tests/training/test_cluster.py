@@ -292,3 +292,17 @@ def test_a_learned_p_is_refused_with_dist_async(monkeypatch):
     for kind, recipe in (("dist_sync", learned), ("dist_async", fixed)):
         run.run(SimpleNamespace(kvstore=kind), recipe, None)
     assert joined == ["dist_sync", "dist_async"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_worker_that_waits_for_the_others_can_be_stopped(tmp_path, start, number):
+    """The library waits in C, where Python's handlers do not run."""
+    program = "from cgd.system import errors; errors._handle_stops()\n"
+    program += "from cgd.training import cluster; cluster.join('dist_sync')"
+    with open(str(tmp_path / "told"), "w") as told:
+        process = start("-c", program, env=dict(os.environ, **variables()), stderr=told)
+    assert wait_until(lambda: "waiting for 2 workers" in (tmp_path / "told").read_text(), 60)
+    time.sleep(1)  # now it waits
+    process.send_signal(number)
+    assert wait_until(lambda: process.poll() is not None, 20)
+    assert process.returncode == -number
