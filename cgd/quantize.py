@@ -47,7 +47,7 @@ def arguments():
 def check_output(prefix):
     """Raises InputError if no checkpoint of this name can be written, or if there is one."""
     if prefix.endswith("/") or not Path(prefix).name or Path(prefix).is_dir():
-        raise InputError(f"-o {prefix or repr('')}: expected a path such as runs/int8, to which -symbol.json is added")
+        raise InputError(f"-o {prefix}: expected a path such as runs/int8, to which -symbol.json is added")
     for ending in ("-symbol.json", "-0000.params", ".json"):
         if Path(prefix + ending).exists():
             raise InputError(f"-o {prefix}: {prefix}{ending} exists; choose another name")

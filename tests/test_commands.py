@@ -219,7 +219,7 @@ BAD_QUANTISATIONS = [
     (["-o", "CHECKPOINT"], "last-symbol.json exists; choose another name"),
     (["-o", "FOLDER"], "expected a path such as"),
     (["-o", "FOLDER/new/"], "expected a path such as"),
-    (["-o", ""], "expected a path such as"),
+    (["-o", ""], "after -o: expected a value, found an empty one"),
     (["-o", "/dev/null/new"], "/dev/null/new-symbol.json: cannot be written"),
     (["-o", "FOLDER/new", "--dataset", "lists", "--test-txt", "LIST"], "--train-txt"),
 ]
