@@ -45,15 +45,22 @@ _asked = []  # stops that were asked for: a KeyboardInterrupt alone is lost if i
 
 
 @contextmanager
-def uninterrupted():
-    """Delays Ctrl-C, SIGTERM and SIGHUP: they become a KeyboardInterrupt at the end of the block."""
+def stops_handled_by(handler):
+    """Gives Ctrl-C, SIGTERM and SIGHUP another handler in the block, except for those that are ignored."""
     heeded = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
-    handlers = {number: signal.signal(number, lambda *_: _asked.append(True)) for number in heeded}
+    handlers = {number: signal.signal(number, handler) for number in heeded}
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for number, before in handlers.items():
+            signal.signal(number, before)
+
+
+@contextmanager
+def uninterrupted():
+    """Delays Ctrl-C, SIGTERM and SIGHUP: they become a KeyboardInterrupt at the end of the block."""
+    with stops_handled_by(lambda *_: _asked.append(True)):
+        yield
     if _asked:
         _asked.clear()
         raise KeyboardInterrupt

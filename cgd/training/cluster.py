@@ -14,7 +14,7 @@ import threading
 import time
 
 from cgd.system.environment import DMLC_ROLE, mx
-from cgd.system.errors import STOPS, InputError, report
+from cgd.system.errors import STOPS, InputError, report, stops_handled_by
 
 ROLES = ("scheduler", "server", "worker")
 VARIABLES = {
@@ -69,18 +69,6 @@ def serve():
         server.run()
 
 
-@contextlib.contextmanager
-def _ended_by_stops():
-    """In the block a stop ends the process at once. Python's handlers would not run while the library waits."""
-    heeded = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
-    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in heeded}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
 def join(kind):
     """A worker's store, once all processes are connected. Ends the process after JOIN_SECONDS without that."""
     print("waiting for {DMLC_NUM_WORKER} workers, {DMLC_NUM_SERVER} servers and the scheduler at {DMLC_PS_ROOT_URI}:"
@@ -88,7 +76,7 @@ def join(kind):
     timer = threading.Timer(JOIN_SECONDS, _end, [NOT_JOINED])
     timer.daemon = True
     timer.start()
-    with _ended_by_stops():
+    with stops_handled_by(signal.SIG_DFL):  # Python's handlers do not run while the library waits
         store = mx.kv.create(kind)
     timer.cancel()
     # A worker that ends early does not wait for the others; they will detect it.

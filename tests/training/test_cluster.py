@@ -306,3 +306,16 @@ def test_a_worker_that_waits_for_the_others_can_be_stopped(tmp_path, start, numb
     process.send_signal(number)
     assert wait_until(lambda: process.poll() is not None, 20)
     assert process.returncode == -number
+
+
+@pytest.mark.parametrize("on_servers, expected", [(True, 7), (False, 3)])
+def test_the_norm_is_of_all_devices_where_the_servers_add_them_up(on_servers, expected):
+    """Gradients 3 and 4 on two devices; without servers they have been added up before, so that both are the sum."""
+    parameter = mx.gluon.Parameter("p", shape=(1,))
+    parameter.initialize(ctx=[mx.cpu(0), mx.cpu(1)])
+    for gradient, value in zip(parameter.list_grad(), (3, 4)):
+        gradient[:] = value
+    assert (
+        Optimiser._norm(SimpleNamespace(trainer=SimpleNamespace(_params=[parameter]), on_servers=on_servers))
+        == expected
+    )
