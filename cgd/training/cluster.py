@@ -19,7 +19,7 @@ from cgd.system.errors import STOPS, InputError, report, stops_handled_by
 ROLES = ("scheduler", "server", "worker")
 VARIABLES = {
     "DMLC_ROLE": "one of " + ", ".join(ROLES),
-    "DMLC_PS_ROOT_URI": "the scheduler's address",
+    "DMLC_PS_ROOT_URI": "the scheduler's address, in digits",
     "DMLC_PS_ROOT_PORT": "a free port of the scheduler's machine",
     "DMLC_NUM_SERVER": "the number of servers",
     "DMLC_NUM_WORKER": "the number of workers",
@@ -34,6 +34,10 @@ INTERVAL, TIMEOUT = "PS_HEARTBEAT_INTERVAL", "PS_HEARTBEAT_TIMEOUT"
 DEFAULTS = {INTERVAL: "3", TIMEOUT: "15"}
 
 JOIN_SECONDS = 600  # for all processes to connect
+NOT_BOUND = (
+    "cannot listen at {DMLC_PS_ROOT_URI}:{DMLC_PS_ROOT_PORT}; expected this machine's address, in digits, and a port "
+    "that no other process uses (does another scheduler run?)"
+)
 NOT_JOINED = f"not all processes of this run have connected within {JOIN_SECONDS} s; were all of them started?"
 
 
@@ -66,7 +70,12 @@ def serve():
     store = mx.kv.create("dist")
     server = mx.kvstore.kvstore_server.KVStoreServer(store)
     with Watch(store):
-        server.run()
+        try:
+            server.run()
+        except mx.base.MXNetError as error:
+            if "bind failed" not in str(error):
+                raise
+            raise InputError(NOT_BOUND.format(**os.environ)) from None
 
 
 def join(kind):

@@ -20,7 +20,7 @@ from cgd.system.environment import mx
 from cgd.system.errors import InputError
 from cgd.training import arguments, cluster, recipes, run
 from cgd.training.optimiser import Optimiser
-from conftest import ROOT, children_of, running, wait_until
+from conftest import ROOT, children_of, command, running, wait_until
 
 RUN = "--from-scratch --batch-size 8 --images-per-identity 2 --image-width 32 --image-height 32 --dim 16 --gpu -1"
 RUN += " --iterations 30 --eval-every 25 --save-every 3 --recallk 1 --num-workers 1 --dataset demo"
@@ -292,6 +292,14 @@ def test_a_learned_p_is_refused_with_dist_async(monkeypatch):
     for kind, recipe in (("dist_sync", learned), ("dist_async", fixed)):
         run.run(SimpleNamespace(kvstore=kind), recipe, None)
     assert joined == ["dist_sync", "dist_async"]
+
+
+def test_a_scheduler_whose_port_is_taken():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        values = dict(variables(), DMLC_ROLE="scheduler", DMLC_PS_ROOT_PORT=str(other.getsockname()[1]))
+        result = command("train.py", "--dataset", "demo", "--kvstore", "dist_sync", **values)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "error: cannot listen at 127.0.0.1:{}; expected".format(values["DMLC_PS_ROOT_PORT"]) in result.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
