@@ -187,6 +187,12 @@ def test_a_form_with_other_embeddings_is_not_taken_and_a_line_says_so(monkeypatc
     assert len(capfd.readouterr().err.splitlines()) == 1
 
 
+def test_images_that_a_network_shrinks_to_nothing_are_one_line():
+    net = lively_network("alexnet", 128)
+    with pytest.raises(InputError, match="images of 48 x 48 pixels are too small for this network"):
+        checkpoints.inference(net, mx.cpu(), (48, 48))
+
+
 @pytest.mark.parametrize("p, powers", [(3.0, 1), (2.5, 2)])
 def test_gem_takes_no_powers_of_the_map_if_p_is_3(p, powers):
     net = network("resnet18_v1", "MG", gem_p=p)
