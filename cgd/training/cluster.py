@@ -19,7 +19,7 @@ from cgd.system.errors import STOPS, InputError, report, stops_handled_by
 ROLES = ("scheduler", "server", "worker")
 VARIABLES = {
     "DMLC_ROLE": "one of " + ", ".join(ROLES),
-    "DMLC_PS_ROOT_URI": "the scheduler's address, in digits",
+    "DMLC_PS_ROOT_URI": "the scheduler's address",
     "DMLC_PS_ROOT_PORT": "a free port of the scheduler's machine",
     "DMLC_NUM_SERVER": "the number of servers",
     "DMLC_NUM_WORKER": "the number of workers",
