@@ -280,13 +280,13 @@ def hold_out(dataset, share):
     share : of the training classes, above 0 and below 1; at least two are held out: among one class, recall is always 1
 
     Hyper-parameters and the best iteration are then chosen without a look at the test split: Musgrave et al., "A Metric
-    Learning Reality Check" (ECCV 2020). Raises InputError for fewer than three training classes, and for ranks
+    Learning Reality Check" (ECCV 2020). Raises InputError for fewer than four training classes, and for ranks
     that are too large for the classes that are held out.
     """
     classes = count_identities(dataset.train)
-    if classes < 3:
-        raise InputError(f"--validation-classes: expected 3 training classes or more, found {classes}")
-    kept = classes - min(max(2, round(share * classes)), classes - 1)
+    if classes < 4:
+        raise InputError(f"--validation-classes: expected 4 training classes or more, found {classes}")
+    kept = classes - min(max(2, round(share * classes)), classes - 2)  # the losses need two, too
     train = [record for record in dataset.train if record.identity < kept]
     held = [record._replace(identity=record.identity - kept) for record in dataset.train if record.identity >= kept]
     dataset = dataset._replace(train=train, test=held, gallery=None, classes=(), tested="validation classes")
@@ -376,7 +376,7 @@ def _compare_lists(splits, files, boxes):
     """Warns of images that are in two lists. Raises InputError if boxes are given and an id is of two images."""
     wrong = {("train", "test"): "the recall is not one of unseen images", ("test", "gallery"): "each finds itself"}
     for (first, second), what in wrong.items():
-        paths = ({record.path for record in splits.get(split, ())} for split in (first, second))
+        paths = ({os.path.normpath(record.path) for record in splits.get(split, ())} for split in (first, second))
         common = len(set.intersection(*paths))
         if common:
             both = f"{files[first]} and {files[second]}"
@@ -385,7 +385,7 @@ def _compare_lists(splits, files, boxes):
     for split, records in splits.items() if boxes is not None else ():
         for record in records:
             path, file = known.setdefault(record.image_id, (record.path, files[split]))
-            if path != record.path:
+            if os.path.normpath(path) != os.path.normpath(record.path):
                 is_ = f"image {record.image_id} is {record.path}, but {path} in {file}"
                 raise InputError(f"{files[split]}: {is_}; with --bbox-txt, ids must be of one image in all lists")
 

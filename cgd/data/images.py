@@ -17,8 +17,6 @@ from cgd.system.errors import InputError
 BILINEAR = 1  # cv2.INTER_LINEAR
 JPEG, PNG, BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"  # magic numbers
 SCAN, END = b"\xff\xda", b"\xff\xd9"  # JPEG markers: start of scan, end of image
-
-ZEROS = bytes(16)  # at the end of a JPEG file: what an interrupted download has reserved
 MASKED = (3, 6)  # compression of a BMP whose header says where in a pixel each colour is
 BGR_MASKS = struct.pack("<III", 0xFF0000, 0xFF00, 0xFF)  # the usual places
 
@@ -59,11 +57,10 @@ def _check(data):
             raise ValueError(f"broken JPEG file ({error})")
         if not image.tile:  # Pillow has found no image data
             raise ValueError("truncated JPEG file")
-        # Neither marker can occur within the image data. Some files lack only the last marker: Pillow decides.
+        # Neither marker can occur within the image data. Some files lack only the last marker, or have data of their
+        # own behind it: Pillow decides. It would decode the zeros that an interrupted download has reserved.
         if data.rfind(END) < data.rfind(SCAN):
-            if data.endswith(ZEROS):  # which can be decoded
-                raise ValueError("truncated JPEG file")
-            image.load()
+            Image.open(io.BytesIO(data.rstrip(b"\0"))).load()
     elif data.startswith(PNG):
         try:
             Image.open(io.BytesIO(data)).verify()  # checks the checksums without decoding

@@ -9,8 +9,7 @@ import zipfile
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cgd.data import flags
-from cgd.gallery import pictures
+from cgd.data import flags, images
 from cgd.retrieval.recall import nearest
 from cgd.system import errors, files
 from cgd.system.errors import InputError
@@ -57,14 +56,8 @@ def neighbours(saved, file, queries=8, k=8, seed=0):
 
 
 def _thumbnail(path, box):
-    try:
-        image = Image.open(str(path)).convert("RGB")
-    except pictures.BROKEN as error:
-        raise InputError(f"{path}: {getattr(error, 'strerror', None) or 'cannot be decoded'}")
-    if box is not None:
-        x, y, w, h = box
-        image = image.crop((x, y, min(x + w, image.width), min(y + h, image.height)))
-    return image.resize((SIDE, SIDE), Image.BILINEAR)
+    image = images.crop(images.read_image(path), box).asnumpy()  # as the network has seen it
+    return Image.fromarray(image).resize((SIDE, SIDE), Image.BILINEAR)
 
 
 def _mark(draw, x, y, correct):

@@ -162,7 +162,7 @@ def write(prefix, symbol, values, description):
                 for written in (part, graph, text):  # before the old description goes, so that a kill has no time
                     to_disk(written)
                 with suppress(FileNotFoundError):
-                    Path(prefix + ".json").unlink()
+                    Path(prefix + ".json").resolve().unlink()  # if it is a link, the file: the link stays, as above
 
 
 def inference(net, ctx, size):

@@ -30,12 +30,19 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         """As argparse's own, but an empty word is an error: it is that of a shell variable without a value."""
+        return super().parse_known_args(self._without_empty(args), namespace)
+
+    def parse_known_intermixed_args(self, args=None, namespace=None):
+        """As argparse's own, with the same check: from Python 3.12 on it does not call `parse_known_args`."""
+        return super().parse_known_intermixed_args(self._without_empty(args), namespace)
+
+    def _without_empty(self, args):
         words = sys.argv[1:] if args is None else list(args)
-        for before, word in zip([None, *words], words):
-            if word == "" or (word.startswith("--") and word.endswith("=")):
-                place = (before or self.prog) if word == "" else word
-                self.error(f"after {place}: expected a value, found an empty one")
-        return super().parse_known_args(words, namespace)
+        for before, word in zip([self.prog, *words], words):
+            flag, equals, value = word.partition("=")
+            if not word or (flag.startswith("--") and equals and not value):
+                self.error(f"after {word or before}: expected a value, found an empty one")
+        return words
 
     def error(self, message):
         raise InputError(f"{message}; {self.prog} --help lists the flags")

@@ -260,13 +260,16 @@ def render(options):
             print(f"{study.folder}: no finished runs", file=sys.stderr)
     if not records:
         raise InputError(f"{options.output_dir}: no finished runs; --table runs one")
+    if options.render and options.readme:
+        for record in records:
+            results.around(options.readme, record["name"])  # without its marks nothing is written
     for record in records:
         folder = options.results or options.output_dir / record["name"]
         if options.render:
-            if options.readme:  # first: without its marks nothing is written
+            wrote(results.write(record["name"], results.markdown(record), record, folder))
+            if options.readme:
                 link = os.path.relpath(str(folder / f"{record['name']}.md"), str(options.readme.parent))
                 results.fill_in(options.readme, record["name"], results.digest(record, link))
-            wrote(results.write(record["name"], results.markdown(record), record, folder))
         if options.plot:
             for file in plots.draw(record, folder):
                 wrote(file)

@@ -13,8 +13,9 @@ from cgd.training import recipes
 
 SCORES = (
     "Mean and standard deviation over the seeds, after the last iteration. A dash: not known of the paper, or not run "
-    "here. A row without changes is the recipe itself: in all tables the same runs."
+    "here."
 )
+UNCHANGED = "A row without changes is the recipe itself: in all tables the same runs."
 BEST = 'The "best" column is the best of several evaluations on the test split, and optimistic.'
 HARDEST = (
     "Hardest positive and negative: their mean distances in the last tenth of the training. Far below the margin and "
@@ -68,16 +69,21 @@ def collect(study, names=None):
 def check_origins(study, row, row_runs, known):
     """Raises InputError if runs started from other images or other initial weights than those before them.
 
-    Both can change between two commands, without a change of the recipe. Rows may have backbones of their own.
+    Both can change between two commands, without a change of the recipe. Rows may have backbones of their own, but
+    either all weights are random or none.
 
     known : {what: (value, folder)} of the runs before, to be added to
     """
     for run in row_runs:
         job = study.job(row, run["seed"])
-        for what, key in (("images, classes or boxes", "data_sha1"), ("initial weights", "weights_sha1")):
-            of = (key, job.recipe.backbone if key == "weights_sha1" else None)
-            own = "random" if key == "weights_sha1" and run["weights"] == "random" else run[key]
-            value, folder = known.setdefault(of, (own, job.folder)) if own else (None, None)
+        origin = "random" if run["weights"] == "random" else "pretrained"
+        weights = origin if origin == "random" else run["weights_sha1"]
+        for what, of, own in (
+            ("images, classes or boxes", None, run["data_sha1"]),
+            ("initial weights", job.recipe.backbone, weights),
+            ("initial weights, random or not,", None, origin),
+        ):
+            value, folder = known.setdefault((what, of), (own, job.folder)) if own else (None, None)
             if value != own:
                 raise InputError(
                     f"{job.folder}: trained with other {what} than {folder}, so they cannot be compared; remove one of "
@@ -229,7 +235,7 @@ def _heading(record):
         "- Initial weights: {}.".format(", ".join(weights)),
         "- Versions: {}.".format("; ".join(versions + (["commit " + ", ".join(commits)] if commits else []))),
         "",
-        " ".join([SCORES, HARDEST] + ([BEST] if record["several_evaluations"] else [])),
+        " ".join([SCORES, UNCHANGED, HARDEST] + ([BEST] if record["several_evaluations"] else [])),
         "",
         *([PAIRED, ""] if any(table["order"] for table in record["tables"].values()) else []),
         MADE,
@@ -354,7 +360,7 @@ def main_table(rows):
         best = _spread(row["best"].get(row["ranks"][0]))
         lines.append([row["study"], row["name"], str(len(row["runs"])), ", ".join(row["ranks"]), here, known, best])
     table = paper.TABLES["main"]
-    return "\n".join([f"# {table.title}", "", *_markdown(lines), "", table.note, "", SCORES, MADE, ""])
+    return "\n".join([f"# {table.title}", "", *_markdown(lines), "", table.note, "", f"{SCORES} {BEST}", MADE, ""])
 
 
 def write(name, text, record, folder):
@@ -369,6 +375,13 @@ def write(name, text, record, folder):
 
 def fill_in(readme, name, text):
     """Inserts a text between a study's two markers in a file. Raises InputError if it has none."""
+    before, after = around(readme, name)
+    with replacing(readme) as part:
+        part.write_text(before + text + "\n" + after)
+
+
+def around(readme, name):
+    """What a file holds up to a study's first marker, and from its second one on. Raises InputError without them."""
     begin, end = f"<!-- results: {name} -->\n", f"<!-- end of results: {name} -->"
     try:
         before, _, rest = readme.read_text().partition(begin)
@@ -377,5 +390,4 @@ def fill_in(readme, name, text):
     _, mark, after = rest.partition(end)
     if not mark:
         raise InputError(f"{readme}: expected the lines {begin.strip()} and {end}")
-    with replacing(readme) as part:
-        part.write_text(before + begin + text + "\n" + end + after)
+    return before + begin, mark + after

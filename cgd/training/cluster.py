@@ -34,10 +34,12 @@ INTERVAL, TIMEOUT = "PS_HEARTBEAT_INTERVAL", "PS_HEARTBEAT_TIMEOUT"
 DEFAULTS = {INTERVAL: "3", TIMEOUT: "15"}
 
 JOIN_SECONDS = 600  # for all processes to connect
-NOT_BOUND = (
-    "cannot listen at {DMLC_PS_ROOT_URI}:{DMLC_PS_ROOT_PORT}; expected this machine's address, in digits, and a port "
-    "that no other process uses (does another scheduler run?)"
-)
+NOT_BOUND = {  # by whether this is the scheduler
+    True: "cannot listen at {DMLC_PS_ROOT_URI}:{DMLC_PS_ROOT_PORT}; expected this machine's address, in digits, and a "
+    "port that no other process uses (does another scheduler run?)",
+    False: "cannot listen at this machine's own address; expected it in DMLC_NODE_HOST, or its network device in "
+    "DMLC_INTERFACE, or neither",
+}
 NOT_JOINED = f"not all processes of this run have connected within {JOIN_SECONDS} s; were all of them started?"
 
 
@@ -70,12 +72,8 @@ def serve():
     store = mx.kv.create("dist")
     server = mx.kvstore.kvstore_server.KVStoreServer(store)
     with Watch(store):
-        try:
+        with bound():
             server.run()
-        except mx.base.MXNetError as error:
-            if "bind failed" not in str(error):
-                raise
-            raise InputError(NOT_BOUND.format(**os.environ)) from None
 
 
 def join(kind):
@@ -85,12 +83,29 @@ def join(kind):
     timer = threading.Timer(JOIN_SECONDS, _end, [NOT_JOINED])
     timer.daemon = True
     timer.start()
-    with stops_handled_by(signal.SIG_DFL):  # Python's handlers do not run while the library waits
+    with stops_handled_by(signal.SIG_DFL), bound():  # Python's handlers do not run while the library waits
         store = mx.kv.create(kind)
     timer.cancel()
     # A worker that ends early does not wait for the others; they will detect it.
     _call("MXKVStoreSetBarrierBeforeExit", store.handle, 0)
     return store
+
+
+def wait_for_all(store):
+    """Returns once all workers are here. A stop ends the process at once, as nothing is being written."""
+    with stops_handled_by(signal.SIG_DFL):
+        store._barrier()
+
+
+@contextlib.contextmanager
+def bound():
+    """Turns the library's error for an address at which this process cannot listen."""
+    try:
+        yield
+    except mx.base.MXNetError as error:
+        if "bind failed" not in str(error):
+            raise
+        raise InputError(NOT_BOUND[DMLC_ROLE == "scheduler"].format(**os.environ)) from None
 
 
 @contextlib.contextmanager
@@ -102,7 +117,7 @@ def membership(kind):
     store = join(kind)
     with Watch(store):
         yield store
-        store._barrier()  # still watched, for a worker may have died
+        wait_for_all(store)  # still watched, for one may have died
     _call("MXKVStoreSetBarrierBeforeExit", store.handle, 1)
     _call("MXKVStoreFree", store.handle)
     store.handle = type(store.handle)()  # nothing is left for its destructor

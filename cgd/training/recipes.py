@@ -12,6 +12,7 @@ from typing import Tuple
 from cgd.network.options import ARCHITECTURES, FUSIONS, check_branches
 from cgd.system.errors import InputError
 
+NONE = "none"  # the text of a list without numbers
 METAVARS = {str: "NAME", float: "X", tuple: "N,N,..."}  # of flags, by the type of their field; N for others
 
 
@@ -48,7 +49,9 @@ class Recipe:
     images_per_identity: int = number(4, "images of each identity in a batch", low=1)
     iterations: int = number(1500, "number of batches to train on")
     lr: float = number(1e-4, "learning rate of Adam")
-    milestones: Tuple[int, ...] = number((400, 800), "iterations after which the learning rate is multiplied by gamma")
+    milestones: Tuple[int, ...] = number(
+        (400, 800), "iterations after which the learning rate is multiplied by gamma, or none"
+    )
     gamma: float = number(0.1, "factor of the learning rate at each milestone")
     backbone_lr_mult: float = number(1.0, "factor of the learning rate for the backbone")
     weight_decay: float = number(0.0, "L2 penalty on all parameters")
@@ -268,7 +271,8 @@ def parse(name, text):
     kind = type(default[0] if isinstance(default, tuple) else default)
     bounds = Recipe.__dataclass_fields__[name].metadata
     try:
-        values = tuple(kind(word) for word in text.split(",") if word or not isinstance(default, tuple))
+        words = [] if isinstance(default, tuple) and text == NONE else text.split(",")
+        values = tuple(kind(word) for word in words if word or not isinstance(default, tuple))
     except ValueError:
         raise ValueError("not a {}number".format("whole " if kind is int else ""))
     if not all(bounds["low"] <= value <= bounds["high"] and math.isfinite(value) for value in values):
@@ -286,7 +290,7 @@ def text_of(value):
     """A value as the text of its flag; the inverse of `parse`."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return (",".join(map(str, value)) or NONE) if isinstance(value, tuple) else str(value)
 
 
 def text_of_changes(base, recipe):

@@ -62,6 +62,8 @@ def train(options, recipe, resumed, store):
     if leads:  # the other workers write nothing
         training.folder = run_folder(options, recipe)
     with occupied(training.folder) if leads else nullcontext():
+        if leads and not resumed:
+            check_output_dir(training.folder)  # once more: while this process loaded, another may have trained there
         if resumed:
             state.restore(training)
         if leads:
@@ -69,7 +71,7 @@ def train(options, recipe, resumed, store):
             print("run: {}{}".format(training.folder, f", from iteration {training.iteration}" if resumed else ""))
             recipes.warn_of_milestones(recipe)
         if store:
-            store._barrier()  # all have read the state before the first one writes it
+            cluster.wait_for_all(store)  # all have read the state before the first one writes it
         scores = training.run(options.save_every)
         if leads:
             tell(training, scores, test, options.eval_batch_size)

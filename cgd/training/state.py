@@ -10,7 +10,7 @@ import numpy as np
 
 from cgd.network import weights
 from cgd.system.environment import mx
-from cgd.system.errors import InputError
+from cgd.system.errors import InputError, say
 from cgd.system.files import replacing
 
 FACTS = "facts"  # the array that holds JSON
@@ -65,7 +65,15 @@ def restore(run):
     run.best = best_on_disk(run.folder, facts["best"], run.dataset.ranks)
     if run.best is None:
         run.evaluated = None  # a finished run is evaluated once more, and writes `best`
+        if facts["best"] and run.leads:
+            recalls, iteration = facts["best"]
+            say(
+                f"warning: {run.folder}/best is missing; it had R@{min(run.dataset.ranks)} "
+                f"{recalls[run.dataset.ranks.index(min(run.dataset.ranks))]:.4f} at iteration {iteration}. The best "
+                "evaluation from now on replaces it"
+            )
     run.meter.values = facts.get("unlogged", [])
+    mx.nd.waitall()  # without memory for a copy an error is raised here, and not where the state would be saved
     if run.leads:
         with open(log, "ab") as lines:
             lines.truncate(min(lines.tell(), facts["log_length"]))  # never longer: somebody may have cut it

@@ -113,6 +113,7 @@ class Trainer:
         self.meter = Meter()
         self.iteration = 0
         self.updating = False  # during an update parameters and iteration do not belong together
+        self.updated = False  # by this process
         self.saved_at, self.save_seconds = time.time(), SAVE_SECONDS_CLUSTER if store else SAVE_SECONDS
         self.evaluated = None  # the iteration of the last evaluation
         self.best = None  # (recalls, iteration)
@@ -201,6 +202,9 @@ class Trainer:
         self.net.clamp_p()
         if with_norm and self.recipe.learn_p and "G" in self.recipe.config:
             values["gem_p"] = self.net.gem_p()
+        if not self.updated:
+            mx.nd.waitall()  # the first update allocates Adam's moments: an error is raised here, where none is saved
+            self.updated = True
         self.iteration += 1
         self.updating = False
         return values
@@ -270,7 +274,9 @@ class Trainer:
 
     def _save_after_error(self, log):
         forget_stops()  # or what follows would be interrupted once more by the stop that led here
-        with suppress(mx.base.MXNetError):  # of a second operator that failed; broken parameters raise once more below
+        # Of other operators that failed with the first one. MXNet forgets an error once it is raised, and would save
+        # what they have not written: such are activations and gradients only, since updates and copies are waited for.
+        with suppress(mx.base.MXNetError):
             mx.nd.waitall()
         try:
             with uninterrupted():

@@ -150,7 +150,7 @@ def test_lists_of_the_official_size_are_not_warned_of(files, monkeypatch, capsys
 def test_lists_are_compared_with_one_another(files, capsys):
     """Two of the three images of a list stand in another one, too, whose ids count from 1 again."""
     rows = (files / "list.txt").read_text().splitlines()
-    again = ["{} {} {}".format(number, *row.split(maxsplit=2)[1:]) for number, row in enumerate(rows[2:], 1)]
+    again = ["{} {} ./{}".format(number, *row.split(maxsplit=2)[1:]) for number, row in enumerate(rows[2:], 1)]
     (files / "two.txt").write_text("\n".join([rows[0], *again]))
     datasets.load("lists", files, files / "two.txt", files / "list.txt", None, files / "two.txt")
     told = capsys.readouterr().err.splitlines()
@@ -413,13 +413,13 @@ def test_the_last_training_classes_are_held_out():
     train = [datasets.Record(f"{n}.jpg", n // 2, None, n) for n in range(10)]
     test = [datasets.Record("test.jpg", 0, None, 10)] * 2
     dataset = datasets.Dataset("lists", train, test, (1,), gallery=test)
-    for share, kept in ((0.01, 3), (0.2, 3), (0.4, 3), (0.6, 2), (0.99, 1)):
+    for share, kept in ((0.01, 3), (0.2, 3), (0.4, 3), (0.6, 2), (0.99, 2)):
         changed = datasets.hold_out(dataset, share)
         assert changed.train == train[: 2 * kept] and changed.gallery is None
         assert [record.path for record in changed.test] == [f"{n}.jpg" for n in range(2 * kept, 10)]
         assert [record.identity for record in changed.test] == [n // 2 for n in range(10 - 2 * kept)]
-    with pytest.raises(InputError, match="expected 3 training classes or more, found 2"):
-        datasets.hold_out(dataset._replace(train=train[:4]), 0.2)
+    with pytest.raises(InputError, match="expected 4 training classes or more, found 3"):
+        datasets.hold_out(dataset._replace(train=train[:6]), 0.2)
     with pytest.raises(InputError, match="Recall@4 of the validation classes: each query is searched in 3 images"):
         datasets.hold_out(dataset._replace(ranks=(1, 4)), 0.2)
 

@@ -330,6 +330,17 @@ def test_a_full_disk_is_told_and_leaves_the_old_checkpoint(saved, tmp_path, endi
     assert before == {file.name: file.read_bytes() for file in tmp_path.iterdir()}
 
 
+def test_a_checkpoint_of_links_is_replaced_where_they_lead(saved, tmp_path):
+    net, prefix = saved
+    (tmp_path / "links").mkdir()
+    names = [Path(prefix).name + ending for ending in ("-symbol.json", "-0000.params", ".json")]
+    for name in names:
+        (tmp_path / "links" / name).symlink_to(tmp_path / name)
+    checkpoints.save(net, str(tmp_path / "links" / Path(prefix).name), {"iteration": 77})
+    assert all((tmp_path / "links" / name).is_symlink() for name in names)
+    assert json.loads((tmp_path / names[2]).read_text())["iteration"] == 77
+
+
 def test_a_description_with_the_options_old_names_is_understood(saved):
     with open(saved[1] + ".json") as file:
         description = json.load(file)

@@ -202,3 +202,14 @@ def test_an_empty_value_is_not_the_same_as_none(words):
     """As of `--resume "$RUN"` with a variable that is not set, which would begin a new run."""
     with pytest.raises(errors.InputError, match="after --.*: expected a value, found an empty one"):
         arguments.parse(words)
+
+
+def test_an_empty_value_is_told_where_flags_and_words_mix():
+    """cgd.search and cgd.explain parse so. From Python 3.12 on argparse has another way through its methods for it."""
+    parser = errors.Parser()
+    parser.add_argument("word")
+    parser.add_argument("--page")
+    assert parser.parse_intermixed_args(["--page=a=", "b"]).page == "a="
+    for words in (["b", "--page", ""], ["b", "--page="], ["", "--page", "a"]):
+        with pytest.raises(errors.InputError, match="expected a value, found an empty one"):
+            parser.parse_intermixed_args(words)

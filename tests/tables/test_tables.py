@@ -639,6 +639,14 @@ def test_a_backbone_has_weights_of_its_own(tmp_path):
     assert len(results.collect(study)["tables"]["backbones"]["rows"]) == 4
 
 
+def test_a_random_backbone_is_not_compared_with_another_pretrained_one(tmp_path):
+    study = study_with(tmp_path, "backbones", {"resnet50_v1": [0.5], "bn_inception": [0.4]})
+    file = study.job(row_named("backbones", "bn_inception"), 0).folder / "arguments.json"
+    file.write_text(json.dumps(dict(json.loads(file.read_text()), command=["train.py", "--from-scratch"])))
+    with pytest.raises(InputError, match="trained with other initial weights, random or not, than"):
+        results.collect(study)
+
+
 def test_a_row_can_be_asked_for_by_its_name():
     """A comma separates names."""
     assert not [row.name for table in paper.TABLES.values() for row in table.rows if "," in row.name]
@@ -702,6 +710,11 @@ def test_render_and_plot_from_the_command_line(tmp_path, monkeypatch, figures):
     with pytest.raises(InputError, match="expected the lines <!-- results: cub200 -->"):
         tables.main()
     assert readme.read_text() == "no marks" and not (tmp_path / "out").exists()
+    runs.keep_setting(study_with(tmp_path, "4", {"concat": [0.5], "sum": [0.4]}, "demo"))
+    readme.write_text(marks.format("old\n"))
+    with pytest.raises(InputError, match="expected the lines <!-- results: demo -->"):  # of the second study
+        tables.main()
+    assert readme.read_text() == marks.format("old\n") and not (tmp_path / "out").exists()
 
 
 def test_the_main_table_of_several_data_sets(tmp_path, monkeypatch, capfd):
@@ -720,6 +733,7 @@ def test_the_main_table_of_several_data_sets(tmp_path, monkeypatch, capfd):
     )
     assert expected.format(spread) in text
     assert "| sop | SG as on SOP | 1 | 1, 2 | 0.5000, 0.6000 | - | 0.5050 |" in text
+    assert results.BEST in text and "without changes" not in text
     rows = json.loads((tmp_path / "main-table.json").read_text())
     assert [(row["study"], len(row["runs"])) for row in rows] == [("cub200", 2), ("sop", 1)]
     assert (tmp_path / "sop" / "sop.md").exists()
@@ -884,6 +898,15 @@ def test_weights_by_a_runs_command():
     assert runs.weights_of(["train.py", "--backbone-params", "a/b/c.params", "--gpu", "-1"]) == "c.params"
     assert runs.weights_of(["train.py", "--backbone-params=a/c.params"]) == "c.params"
     assert runs.weights_of(["train.py"]) == "the model zoo's"
+
+
+def test_a_schedule_without_milestones_has_a_word():
+    recipe = train.recipe_of(arguments.parse(["--dataset", "cub200", "--milestones", "none"]))
+    assert recipe.milestones == () and recipes.from_record(asdict(recipe)) == recipe
+    assert recipes.text_of_changes(recipes.RECIPES["cub200"], recipe) == {"milestones": "none"}
+    for words in (["--mean", "none"], ["--lr", "none"], ["--milestones", "none,5"]):
+        with pytest.raises(InputError, match=words[0]):
+            train.recipe_of(arguments.parse(["--dataset", "cub200", *words]))
 
 
 @pytest.mark.parametrize("name", ["cub200", "cars196", "sop", "inshop", "demo"])

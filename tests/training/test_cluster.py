@@ -294,12 +294,21 @@ def test_a_learned_p_is_refused_with_dist_async(monkeypatch):
     assert joined == ["dist_sync", "dist_async"]
 
 
-def test_a_scheduler_whose_port_is_taken():
+@pytest.mark.parametrize("role, at", [("scheduler", "127.0.0.1:{}"), ("worker", "this machine's own address")])
+def test_an_address_at_which_a_process_cannot_listen(role, at, small_demo):
+    """The scheduler's port is taken; the worker's address is one for documentation (RFC 5737)."""
     with socket.create_server(("127.0.0.1", 0)) as other:
-        values = dict(variables(), DMLC_ROLE="scheduler", DMLC_PS_ROOT_PORT=str(other.getsockname()[1]))
-        result = command("train.py", "--dataset", "demo", "--kvstore", "dist_sync", **values)
+        port = str(other.getsockname()[1])
+        values = dict(variables(), DMLC_ROLE=role, DMLC_PS_ROOT_PORT=port, DMLC_NODE_HOST="203.0.113.1")
+        result = command("train.py", "--dataset", "demo", "--data-dir", small_demo, "--kvstore", "dist_sync", **values)
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert "error: cannot listen at 127.0.0.1:{}; expected".format(values["DMLC_PS_ROOT_PORT"]) in result.stderr
+    assert f"error: cannot listen at {at.format(port)}; expected" in result.stderr
+
+
+def test_a_stop_ends_a_worker_that_waits_for_the_others_to_get_there():
+    before, seen = signal.getsignal(signal.SIGTERM), []
+    cluster.wait_for_all(SimpleNamespace(_barrier=lambda: seen.append(signal.getsignal(signal.SIGTERM))))
+    assert seen == [signal.SIG_DFL] and signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -108,6 +108,21 @@ def test_a_run_that_still_trains_is_not_resumed(small_demo, tmp_path, start):
         pass
 
 
+def test_a_run_that_ended_while_this_one_loaded_is_not_overwritten(small_demo, tmp_path, here, monkeypatch):
+    occupied = run.occupied
+
+    def late(folder):
+        folder.mkdir(parents=True)
+        (folder / "log.jsonl").write_text("of the other\n")
+        return occupied(folder)
+
+    monkeypatch.setattr(run, "occupied", late)
+    told = here(*words(small_demo, tmp_path / "run"))
+    assert told.returncode == 2 and "holds a run; choose another folder" in told.stderr
+    assert (tmp_path / "run" / "log.jsonl").read_text() == "of the other\n"
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["lock", "log.jsonl"]
+
+
 def test_two_runs_never_choose_the_same_folder(tmp_path):
     (tmp_path / "cub200-MG-1").mkdir()
     folders = [files.new_folder(tmp_path, "cub200-MG") for _ in range(3)]

@@ -309,6 +309,36 @@ def test_a_second_operator_without_memory_does_not_prevent_the_save(small_demo, 
     assert (tmp_path / "state.npz").exists() and (tmp_path / "last.json").exists()
 
 
+def failed(shape):
+    """An array whose operator fails when it is computed, as without memory."""
+    return mx.nd.random.normal(0, -1, shape)
+
+
+def test_what_a_failed_operator_has_not_written_is_not_saved(small_demo, tmp_path, monkeypatch):
+    """Neither of a moment that the first update cannot allocate, nor of a copy that the resumption cannot."""
+    run = make(small_demo, tmp_path)
+    create = run.optimiser.trainer._optimizer.create_state
+
+    def moments(index, weight):
+        return failed(weight.shape), create(index, weight)[1]
+
+    monkeypatch.setattr(run.optimiser.trainer._optimizer, "create_state", moments)
+    with pytest.raises(mx.base.MXNetError):
+        run.run()
+    assert run.iteration == 0 and not (tmp_path / "state.npz").exists()
+
+    make(small_demo, tmp_path, iterations=2).run()
+    run = make(small_demo, tmp_path, iterations=4)
+    updater = run.optimiser.restore
+
+    def restore(arrays, steps):
+        updater({name: failed(value.shape) for name, value in arrays.items()}, steps)
+
+    run.optimiser.restore = restore
+    with pytest.raises(mx.base.MXNetError):
+        state.restore(run)
+
+
 @contextmanager
 def address_space(more):
     """This process may take so many bytes more, and no others."""
@@ -527,7 +557,7 @@ def test_a_stop_during_an_evaluation_saves_and_says_how_to_go_on(small_demo, tmp
     assert (tmp_path / "state.npz").exists() and (tmp_path / "last.json").exists()
 
 
-def test_the_best_checkpoint_on_the_disk_counts_not_that_of_the_state(small_demo, tmp_path):
+def test_the_best_checkpoint_on_the_disk_counts_not_that_of_the_state(small_demo, tmp_path, capsys):
     """A kill after an evaluation leaves a newer `best` than the state knows, one amid its writing none."""
     make(small_demo, tmp_path).run()
     known, best = state.read_state(tmp_path / "state.npz")[1]["best"], tmp_path / "best.json"
@@ -542,7 +572,9 @@ def test_the_best_checkpoint_on_the_disk_counts_not_that_of_the_state(small_demo
     best.write_text(json.dumps(newer))
     assert restored() == ([0.9, 0.9, 1.0, 1.0], 3)
     best.unlink()
+    capsys.readouterr()
     assert restored() is None
+    assert f"best is missing; it had R@1 {known[0][0]:.4f} at iteration {known[1]}" in capsys.readouterr().err
     again = make(small_demo, tmp_path)
     state.restore(again)
     recalls = again.run()  # it was finished, and is evaluated once more
