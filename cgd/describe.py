@@ -87,7 +87,7 @@ def describe(options, root, todo, part):
 
 def main():
     options = arguments()
-    description = descriptions.read(options.prefix)
+    description = descriptions.read_with_dim(options.prefix)
     root, found = pictures.find(options.source, options.data_dir, options.bbox_txt, options.class_folders)
     if description["cropped"] and not options.bbox_txt:
         text = "note: this network was trained on pictures cropped to their objects; whole ones are retrieved less well"

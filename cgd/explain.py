@@ -33,6 +33,9 @@ from cgd.system import errors, files
 from cgd.system.errors import InputError
 
 SIDE, GAP, LINE, TEXT = 144, 8, 17, 13  # pixels: an image, between images, a line of text, its letters
+ROW = SIDE + 2 * LINE + 2 * GAP
+JPEG_SIDE = 65500  # pixels, of libjpeg at most
+NEIGHBOURS = 5
 ALIKE = 0.95  # the similarity from which on what two images share drowns what they do not
 INK, PALE = (40, 40, 40), (110, 110, 110)
 
@@ -54,7 +57,7 @@ def arguments():
     add = parser.add_argument_group("neighbours in an index").add_argument
     add("--query", metavar="A", help="image file; each B is a neighbour of it")
     add("--index", metavar="INDEX", help="folder that cgd.describe wrote")
-    add("-k", type=flags.whole(1), default=5, metavar="K", help="neighbours (default: 5)")
+    add("-k", type=flags.whole(1), metavar="K", help=f"neighbours (default: {NEIGHBOURS})")
     options = parser.parse_intermixed_args()  # flags may stand before the images
     if bool(options.query) != bool(options.index):
         raise InputError("--query and --index: expected both or neither")
@@ -63,8 +66,14 @@ def arguments():
     options.images = options.images or [options.query]
     if options.box and len(options.box) != len(options.images):
         raise InputError(f"--box: {len(options.box)} given for {len(options.images)} images; expected one for each")
+    if options.k and not options.index:
+        raise InputError("-k: for --query A --index INDEX")
+    options.k = options.k or NEIGHBOURS
+    rows = options.k if options.index else len(options.images) - 1
     if not options.output.lower().endswith((".png", ".jpg", ".jpeg")):
         raise InputError(f"-o {options.output}: expected a name that ends with .png or .jpg")
+    if _height(rows) > JPEG_SIDE and not options.output.lower().endswith(".png"):
+        raise InputError(f"-o {options.output}: JPEG has no room for {rows} rows; expected a name that ends with .png")
     files.must_be_writable(options.output)
     return options
 
@@ -91,12 +100,15 @@ def mean_of(file, prefix):
         facts, _, vectors = index.read(file)
         if facts["checksum"] != index.checksum(prefix):
             raise InputError(f"--common {file}: an index of another network than {prefix}")
-        return search.common_of(vectors)
+        mean = search.common_of(vectors)
+        if not np.isfinite(mean).all():
+            raise InputError(f"--common {file}: is damaged: its descriptors are not finite")
+        return mean
     try:
         found = np.load(file, mmap_mode="r")
         vectors = found["embeddings"] if hasattr(found, "files") else found
         mean = vectors.mean(axis=0, dtype=np.float64)
-        if vectors.ndim != 2 or not np.linalg.norm(mean) > 0:
+        if vectors.ndim != 2 or not 0 < np.linalg.norm(mean) < np.inf:
             raise ValueError(f"an array of shape {vectors.shape} with the mean {mean}")
         return mean
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
@@ -105,7 +117,10 @@ def mean_of(file, prefix):
 
 def neighbours(options, embedding, facts, items, vectors):
     """Paths and boxes of the items of an index that are most similar to an embedding (dim,), nearest first."""
-    (found,), _ = search.search(embedding[None], options.k, vectors)
+    try:
+        (found,), _ = search.search(embedding[None], options.k, vectors)
+    except ValueError as error:
+        raise InputError(f"{options.index}: it is damaged: {error}")
     chosen = [items[number] for number in found]
     return [os.path.join(facts["folder"], item.path) for item in chosen], [item.crop for item in chosen]
 
@@ -136,11 +151,11 @@ def draw(images, similarities, maps):
 
     letters = list(maps[0].a.branches)
     columns = ["all", *letters] if len(letters) > 1 else ["all"]
-    pair, row = 2 * (SIDE + GAP) + GAP, SIDE + 2 * LINE + 2 * GAP
-    sheet = Image.new("RGB", (GAP + pair * (1 + len(columns)), GAP + row * len(maps) + LINE), "white")
+    pair = 2 * (SIDE + GAP) + GAP
+    sheet = Image.new("RGB", (GAP + pair * (1 + len(columns)), _height(len(maps))), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT)
     for line, (other, similarity, found) in enumerate(zip(images[1:], similarities, maps)):
-        y = GAP + line * row
+        y = GAP + line * ROW
         pen.text((GAP, y), _title(similarity, found, 3), INK, font)
         shown = [_fitted(image) for image in (images[0], other)]
         for place, image in enumerate(shown):
@@ -163,6 +178,10 @@ def draw(images, similarities, maps):
     sheet.paste(key, (x, y + 3), key)
     pen.text((x + SIDE + GAP, y), "raises it", PALE, font)
     return sheet
+
+
+def _height(rows):
+    return GAP + ROW * rows + LINE
 
 
 def _fitted(image):

@@ -96,7 +96,7 @@ def main():
     )
     if not (np.isfinite(alike).all() and alike[0].mean() >= LEAST_SIMILARITY):
         raise InputError(f"{options.output}: not written; {found}; expected a mean of at least {LEAST_SIMILARITY}")
-    description = dict(description, dtype="int8", quantized_from=options.prefix, recall=None)
+    description = dict(checkpoint.description, dtype="int8", quantized_from=options.prefix, recall=None)
     checkpoints.write(options.output, symbol, values, description)
     print(found)
     if alike[1].mean() < LEAST_SIMILARITY:

@@ -93,7 +93,7 @@ def network_of(options, facts, how="by --pretrained-model"):
     """
     name = options.prefix or facts["name"]
     try:
-        description = descriptions.read(name)
+        description = descriptions.read_with_dim(name)
     except InputError as error:
         raise InputError(f"{error}; if the network was moved, give its new place {how}")
     if any(facts[key] != value for key, value in index.facts_of(name, description).items() if key != "name"):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from cgd.data import images
 from cgd.data.pictures import Picture
 from cgd.describe import share
 from cgd.gallery import page
-from cgd.network import checkpoints
+from cgd.network import checkpoints, descriptions
 from cgd.retrieval import index
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
@@ -133,6 +134,39 @@ def test_a_loaded_network_describes_paths_and_arrays_alike(prefix, photos):
 def test_what_cannot_be_described(prefix, wrong, error, message):
     with pytest.raises(error, match=message):
         cgd.load(prefix, gpu=-1).describe(wrong)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"dtype": "float16"}, "--dtype float16: expected one of float32, bfloat16"),
+        ({"dtype": "int8"}, "--dtype int8: expected"),  # which a checkpoint is or is not
+        ({"runtime": "MXNet"}, "--runtime MXNet: expected one of mxnet, onnx"),
+        ({"batch_size": 0}, "batch_size 0: expected 1 or more"),
+        ({"batch_size": -1}, "batch_size -1: expected 1 or more"),
+    ],
+)
+def test_how_a_network_cannot_be_loaded(prefix, options, message):
+    with pytest.raises(cgd.InputError, match=message):
+        cgd.load(prefix, gpu=-1, **options)
+
+
+def test_descriptors_that_are_not_finite_are_told(prefix, photos):
+    model = cgd.load(prefix, gpu=-1)
+    model.embed = lambda x: mx.nd.full((len(x), model.dim), float("nan"))
+    with pytest.raises(cgd.InputError, match="not finite"):
+        model.describe(all_paths(photos)[:2])
+
+
+def test_a_description_without_dim_has_that_of_the_graph(prefix, photos, here, tmp_path):
+    copies = [shutil.copy(str(prefix) + ending, tmp_path) for ending in ("-symbol.json", "-0000.params", ".json")]
+    known = json.loads(Path(copies[2]).read_text())
+    dim = known.pop("dim")
+    Path(copies[2]).write_text(json.dumps(known))
+    name = tmp_path / Path(prefix).name
+    assert descriptions.read(name)["dim"] != dim == cgd.load(name, gpu=-1).dim
+    result = here("-m", "cgd.describe", name, photos, "-o", tmp_path / "i", "--gpu", -1, "--num-workers", 0)
+    assert result.returncode == 0 and index.read(tmp_path / "i")[0]["dim"] == dim
 
 
 def test_an_index_holds_the_descriptors_of_a_folder(prefix, photos, describe, tmp_path):

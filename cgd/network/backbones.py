@@ -27,12 +27,10 @@ def convolutions(name, last_stride=1):
     """
     if name in CUSTOM_BACKBONES:
         return CUSTOM_BACKBONES[name](last_stride)
+    if name not in names():  # which the zoo finds in capitals, too
+        raise InputError(f"backbone {name!r}: expected one of {' '.join(names())}")
     prefix = RESNET_PREFIX if name.startswith("resnet") else OTHER_PREFIX
-    try:
-        zoo = vision.get_model(name, prefix=prefix)
-    except ValueError as error:
-        text = " ".join(str(error).split())
-        raise InputError(f"backbone {name!r}: {text} {' '.join(CUSTOM_BACKBONES)}")
+    zoo = vision.get_model(name, prefix=prefix)
     return _until_pooling(zoo.features, remove_stride=name.startswith("resnet") and last_stride == 1)
 
 

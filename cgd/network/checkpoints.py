@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cgd.network import descriptions, graphs, model, onednn, weights
-from cgd.network.parameters import read_arrays, write_arrays
+from cgd.network.parameters import NOT_UTF8, read_arrays, write_arrays
 from cgd.system.environment import mx, versions
 from cgd.system.errors import InputError
 from cgd.system.files import replacing, to_disk
@@ -56,7 +56,9 @@ class Checkpoint:
             arg_shapes, outputs, aux_shapes = self.symbol.infer_shape_partial(data=(1, 3, height, width))
         except (mx.base.MXNetError, TypeError, ValueError):
             raise InputError(f"{self.prefix}-symbol.json: not a network for images of {width} x {height}")
-        if outputs and len(outputs[0]) == 2:
+        if outputs and outputs[0]:
+            if len(outputs[0]) != 2:
+                raise InputError(f"{self.prefix}-symbol.json: gives {outputs[0]}; expected descriptors (N, dim)")
             self._check_dim(outputs[0][1])
         expected = dict(zip(self.symbol.list_arguments(), arg_shapes))
         expected.update(zip(self.symbol.list_auxiliary_states(), aux_shapes))
@@ -113,8 +115,10 @@ class Checkpoint:
             raise InputError(f"{self.prefix}: is in int8; its pooled vectors cannot be told apart")
         config = self.description["config"]
         names = [config] if self.description["architecture"] == "B" else config
-        found = {}
-        for name, symbol in zip(names, graphs.pooled_vectors(self.symbol)):
+        found, vectors = {}, graphs.pooled_vectors(self.symbol)
+        if len(vectors) != len(names):
+            raise InputError(f"{self.prefix}: has {len(vectors)} branches, but its description {len(names)}: {config}")
+        for name, symbol in zip(names, vectors):
             found[name] = copy.copy(self)
             found[name].symbol = symbol
         return found
@@ -192,6 +196,10 @@ def _read_symbol(file):
     try:
         _check_graph(json.loads(Path(file).read_text(encoding="utf-8")))
         return mx.sym.load(file)
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}")
+    except UnicodeEncodeError:
+        raise InputError(f"{file}: {NOT_UTF8}")
     except (mx.base.MXNetError, ValueError, RecursionError) as error:
         reason = "" if isinstance(error, mx.base.MXNetError) else f" ({error})"
         raise InputError(f"{file}: not a graph that MXNet can read{reason}; the file may be truncated")

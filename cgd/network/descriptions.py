@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from cgd.network import protobuf
+from cgd.network.options import DTYPES, MAX_IMAGE_SIDE, RUNTIMES, check_branches
 from cgd.system.errors import InputError, say
 
 # The options of the released checkpoint, from the authors' evaluation code; defaults for missing keys of a description.
@@ -27,7 +28,6 @@ RELEASED = {
     "dataset": "cub200",
     "dtype": "float32",
 }
-MAX_IMAGE_SIDE = 4096  # of the network's input, in pixels
 
 # Fields of ONNX's protobuf messages, from onnx.proto, and what a model's metadata must say to be evaluated.
 METADATA, KEY, VALUE = 14, 1, 2
@@ -45,6 +45,9 @@ def choose_runtime(name, runtime=None, dtype="float32"):
     Raises InputError for a runtime that cannot run it, or not with this precision.
     """
     runtime = runtime or ("onnx" if is_onnx(name) else "mxnet")
+    for flag, value, choices in (("--runtime", runtime, RUNTIMES), ("--dtype", dtype, DTYPES)):
+        if value not in choices:
+            raise InputError(f"{flag} {value}: expected one of {', '.join(choices)}")
     if runtime == "onnx" and dtype != "float32":
         raise InputError(f"--dtype {dtype}: for MXNet only, not for --runtime onnx")
     if runtime == "mxnet" and is_onnx(name):
@@ -64,6 +67,15 @@ def read(name):
     if not Path(f"{name}.json").exists():
         _say_that_it_is_taken_as_released(name)
     return dict(RELEASED, **of_file(f"{name}.json"))
+
+
+def read_with_dim(name):
+    """As `read`, but dimensions that PREFIX.json does not give are those of the graph. Imports MXNet only for this."""
+    if is_onnx(name) or "dim" in of_file(f"{name}.json"):
+        return read(name)
+    from cgd.network.checkpoints import Checkpoint
+
+    return Checkpoint(name).description
 
 
 @lru_cache(maxsize=None)  # once for each name
@@ -110,6 +122,8 @@ def of_file(file):
         return {}
     try:
         description = json.loads(Path(file).read_text())
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}")
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not JSON ({error})")
     if not isinstance(description, dict):
@@ -127,13 +141,19 @@ def _checked(description, file):
         else:
             fits = type(value) is type(example) and value != ""
         if not fits or (key.startswith("image_") and not 1 <= value <= MAX_IMAGE_SIDE):
-            raise InputError(f"{file}: {key} is {value!r}; expected a value like {example!r}")
+            limit = f", at most {MAX_IMAGE_SIDE}" if key.startswith("image_") else ""
+            raise InputError(f"{file}: {key} is {value!r}; expected a value like {example!r}{limit}")
         if isinstance(example, list) and not (len(value) == 3 and all(map(_is_number, value))):
             raise InputError(f"{file}: {key} is {value!r}; expected three numbers")
         if key == "dtype" and value not in ("float32", "int8"):
             raise InputError(f"{file}: dtype is {value!r}; expected 'float32' or 'int8'")
         if key == "std" and min(value) <= 0:
             raise InputError(f"{file}: std is {value!r}; expected three numbers above 0")
+    if "config" in description:
+        try:
+            check_branches(*({**RELEASED, **description}[name] for name in ("config", "dim", "fusion", "architecture")))
+        except InputError as error:
+            raise InputError(f"{file}: {error}")
     if "gem_p" in description:
         description["gem_p"] = float(description["gem_p"])  # 3 and 3.0 must give the same graph
     return description

@@ -31,6 +31,7 @@ MXNET = struct.pack("<Q", FILE_MAGIC)  # what Gluon parameters begin with
 OTHERS = {  # what files begin with that are refused with advice
     b"PK": "a zip archive or a PyTorch checkpoint: unpack an archive; save a PyTorch checkpoint as .safetensors "
     "(safetensors.torch.save_file)",
+    b"\x80\x02": "a PyTorch checkpoint of before version 1.6: save it as .safetensors (safetensors.torch.save_file)",
     b"\x89HDF": "an HDF5 file, as Keras writes them",
     b"\x1f\x8b": "a gzip archive: unpack it",
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself: download the file",

@@ -6,7 +6,7 @@ pip install onnxruntime 'numpy<2', or for GPUs: pip install 'onnxruntime-gpu[cud
 import copy
 import os
 
-from cgd.network import onnx_graph
+from cgd.network import descriptions, onnx_graph
 from cgd.network.onnx_graph import INPUT, OUTPUT
 from cgd.system.environment import find_gpu, mx
 from cgd.system.errors import InputError
@@ -23,11 +23,12 @@ class Network:
         package onnx, too
     gpu : as in environment.context, which chooses the device in the same way
 
-    provider : the name of onnxruntime's execution provider
+    description : dict, that of cgd/network/descriptions.py · provider : the name of onnxruntime's execution provider
     """
 
     def __init__(self, source, gpu):
         self.source, self.gpu = source, gpu
+        self.description = descriptions.read(source) if isinstance(source, str) else source.description
         if isinstance(source, str):
             self.runtime = optional_package("onnxruntime")
         else:

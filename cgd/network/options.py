@@ -4,6 +4,8 @@ from cgd.system.errors import InputError
 
 LETTERS, ARCHITECTURES, FUSIONS = "SMG", ("CGD", "A", "B"), ("concat", "sum")
 DTYPES = ("float32", "bfloat16")  # of inference; checkpoints are in float32, or in int8 (cgd/quantize.py)
+RUNTIMES = ("mxnet", "onnx")  # of inference
+MAX_IMAGE_SIDE = 4096  # of the network's input, in pixels
 
 # Everything needed to rebuild a network: arguments of CGD, fields of a recipe, keys of a checkpoint's description.
 OPTIONS = (

@@ -17,6 +17,7 @@ FILE_MAGIC = 0x112
 ARRAY_MAGIC, OLDER_MAGIC = 0xF993FAC9, 0xF993FAC8  # since MXNet 1.0, and before; the oldest format has none
 ITEM_SIZES = {0: 4, 1: 8, 2: 2, 3: 1, 4: 4, 5: 1, 6: 8}  # bytes, by MXNet's type flag
 MAX_DIMENSIONS = 8
+NOT_UTF8 = "MXNet takes names in UTF-8 only; rename it, or its folder"
 CPU = struct.pack("<ii", 1, 0)  # a device in a file: device type (1 CPU, 2 GPU) and device id
 
 
@@ -31,6 +32,8 @@ def read_arrays(file):
             arrays = mx.nd.load_frombuffer(_on_cpu(data, not_cpu)) if not_cpu else mx.nd.load(str(file))
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}")
+    except UnicodeEncodeError:
+        raise InputError(f"{file}: {NOT_UTF8}")
     except (mx.base.MXNetError, ValueError) as error:
         reason = "" if isinstance(error, mx.base.MXNetError) else f" ({error})"
         raise InputError(f"{file}: not a parameter file that MXNet can read{reason}; the file may be truncated")
@@ -48,6 +51,8 @@ def write_arrays(file, arrays):
     try:
         mx.nd.save(str(file), arrays)
         _device_offsets(Path(file).read_bytes())
+    except UnicodeEncodeError:
+        raise OSError(errno.EINVAL, NOT_UTF8)
     except (mx.base.MXNetError, ValueError):
         raise OSError(errno.ENOSPC, "the file is incomplete; the disk may be full")
 

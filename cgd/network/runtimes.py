@@ -6,7 +6,7 @@ from cgd.network.checkpoints import Checkpoint
 from cgd.network.descriptions import is_onnx
 from cgd.system import environment
 
-# source : a Checkpoint, or an onnx_session.Network, with `graph` and `pooled`
+# source : a Checkpoint, or an onnx_session.Network, with `description`, `graph` and `pooled`
 # ctx : the device of the network's input and output
 # facts : dict, the runtime, its device, and the versions of the libraries
 Opened = namedtuple("Opened", "source ctx facts")

@@ -9,8 +9,9 @@ from cgd.data import images
 from cgd.data.datasets import Record
 from cgd.data.loader import Unreadable
 from cgd.network import descriptions, runtimes
-from cgd.retrieval.evaluation import Extractor, Preprocessing, network_input
+from cgd.retrieval.evaluation import Extractor, Preprocessing, finite, network_input
 from cgd.system.environment import memory_for, mx
+from cgd.system.errors import InputError
 
 
 def load(name, runtime=None, gpu=0, dtype="float32", batch_size=32):
@@ -22,8 +23,11 @@ def load(name, runtime=None, gpu=0, dtype="float32", batch_size=32):
     dtype : "float32", or "bfloat16" on a CPU
     batch_size : pictures that the network takes at a time, at most
 
-    Returns a `Model`. Raises InputError if the files are missing or invalid, or if the runtime or device is not there.
+    Returns a `Model`. Raises InputError if the files are missing or invalid, if the runtime or device is not there, and
+    for any other value that is not expected.
     """
+    if batch_size < 1:
+        raise InputError(f"batch_size {batch_size}: expected 1 or more")
     return Model(str(name), runtime, gpu, dtype, batch_size)
 
 
@@ -39,7 +43,7 @@ class Model:
         runtime = descriptions.choose_runtime(name, runtime, dtype)
         source, self.ctx, _ = runtimes.open_network(name, runtime, gpu)
         self.name, self.batch_size = name, batch_size
-        self.description = source.description if runtime == "mxnet" else descriptions.read(name)
+        self.description = source.description
         self.dim, self.preprocessing = self.description["dim"], preprocessing_of(self.description)
         self.embed = source.graph(self.ctx, self.preprocessing.size, dtype)
 
@@ -50,7 +54,8 @@ class Model:
             yourself if the network was trained on crops
 
         Pictures are decoded in this process; python -m cgd.describe has processes for it, and keeps what is done.
-        Raises InputError, naming the file, for one that cannot be read, and ValueError for an array of another shape.
+        Raises InputError, naming the file, for one that cannot be read, and for descriptors that are not finite.
+        Raises ValueError for an array of another shape.
         """
         if isinstance(pictures, (str, Path)):
             raise ValueError(f"expected a list of pictures, as in [{str(pictures)!r}]")
@@ -59,7 +64,7 @@ class Model:
         for start in range(0, len(pictures), self.batch_size):
             batch = [self._prepared(picture) for picture in pictures[start : start + self.batch_size]]
             x = network_input(mx.nd.array(np.stack(batch), dtype="uint8"), self.preprocessing, self.ctx, batch_size)
-            found.append(self.embed(x).asnumpy()[: len(batch)])
+            found.append(finite(self.embed(x).asnumpy()[: len(batch)]))
         return np.concatenate(found)
 
     def _prepared(self, picture):

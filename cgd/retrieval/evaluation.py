@@ -117,10 +117,14 @@ def network_input(pictures, preprocessing, ctx, batch_size):
 
 
 def _finished(embeddings, readable):
-    embeddings = embeddings.asnumpy()[: len(readable)]
+    return finite(embeddings.asnumpy()[: len(readable)]), readable
+
+
+def finite(embeddings):
+    """The embeddings. Raises InputError if a value is not finite."""
     if not np.isfinite(embeddings).all():
         raise InputError("the network's embeddings are not finite")
-    return embeddings, readable
+    return embeddings
 
 
 def report(ranks, recalls):

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from cgd.data import datasets, flags
+from cgd.data.samplers import IdentitySampler
 from cgd.system import errors
 from cgd.system.errors import InputError
 from cgd.tables import paper, plots, results, runs
@@ -75,7 +76,9 @@ def arguments(words):
         help="folder of all studies (default: %(default)s)",
     )
     add("--weights", type=Path, metavar="DIR", help="folder with the ImageNet weights BACKBONE.params")
-    options = parser.parse_args(words)
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}; flags of train.py go after --")
     options.shared = shared
     return options
 
@@ -108,6 +111,8 @@ def studies_of(options, names):
     """[(study, names of its tables)]. Without a data set the main table covers the paper's four."""
     if options.name or options.dataset:
         folder = options.output_dir / (options.name or options.dataset)
+        if not options.dataset and not (folder / runs.SETTING).exists():
+            raise InputError(f"--name {options.name}: begins a new study; expected --dataset, too")
         return [(runs.open_study(folder, options.dataset, options.shared), names)]
     studies = []
     for dataset in paper.PAPERS_SETS:
@@ -140,6 +145,31 @@ def jobs_of(options):
     return list(jobs.values())
 
 
+def check_data(jobs):
+    """Raises InputError, before hours of work, for data that no run can use, or that are not those of earlier runs.
+
+    jobs : of one or several studies
+    """
+    loaded = {}
+    for job in jobs:
+        files = data_files(job.dataset, job.flags)
+        if files not in loaded:
+            loaded[files] = datasets.load(*files)
+            datasets.check_trainable(loaded[files])
+        dataset, recipe = loaded[files], job.recipe
+        identities = [record.identity for record in dataset.train]
+        IdentitySampler(identities, recipe.batch_size, recipe.images_per_identity, seed=0, stop=0)
+        if job.state() != "missing":
+            known = runs.read_json(job.folder / "arguments.json").get("data_sha1")
+            whole = "--uncropped" in job.flags
+            now = datasets.digests(datasets.without_boxes(dataset) if whole else dataset)
+            if known not in (None, now):
+                raise InputError(
+                    f"{job.folder}: had other images, classes or boxes than there are now; restore them, choose "
+                    "another --name, or remove this folder"
+                )
+
+
 def check(recipe, name, row):
     """Raises InputError for a row that cannot be trained, before any run is started."""
     try:
@@ -165,13 +195,14 @@ def run(options):
     runner = runs.Runner(jobs, options.gpus)
     states = [job.state() for job in jobs]
     counts = [f"{states.count(state)} {state}" for state in ("finished", "begun", "missing")]
-    print("{} runs: {}".format(len(jobs), ", ".join(counts)), file=sys.stderr)
+    print("{} run{}: {}".format(len(jobs), "s" * (len(jobs) != 1), ", ".join(counts)), file=sys.stderr)
     if options.dry_run:
         for job, state in zip(jobs, states):
             if state != "finished":
                 words = runner.words(job, options.gpus[0])
                 print("python {}".format(" ".join(map(shlex.quote, words))))
         return
+    check_data(jobs)
     runner.run()
 
 
@@ -204,25 +235,30 @@ def show(options):
             table = paper.TABLES[name]
             print(f"\n--table {name:<15} {table.title}")
             for row in rows_of(options, study, name):
-                print(f"    {row.name:<26} {time_of(study.job(row, 0), tested, micro_batch)}", flush=True)
+                print(f"    {row.name:<26} ", end="", flush=True)  # the first run of a network takes a while to measure
+                print(time_of(study.job(row, 0), tested, micro_batch), flush=True)
     print(f"\nThe times are of one run on {device}, estimated from the fastest of several batches,")
     print('without reading images. "took": measured, for a finished run with seed 0, with reading.')
 
 
 def data_of(study):
     """A line on the data of a study, and the number of images of an evaluation."""
-    parser = errors.Parser(add_help=False)
-    flags.add_data_flags(parser, study.dataset)
-    given, _ = parser.parse_known_args(list(study.flags))
     source = datasets.SOURCES[study.dataset]
     try:
-        files = (given.data_dir, given.train_txt, given.test_txt, given.bbox_txt, given.gallery_txt)
-        counts, found = datasets.counts(datasets.load(study.dataset, *files)), "found"
+        counts, found = datasets.counts(datasets.load(*data_files(study.dataset, study.flags))), "found"
     except InputError as error:
         counts, found = source.counts or {}, f"missing: {error}"
     splits = ", ".join(f"{split.lower()} {n[1]:,} images of {n[0]:,}" for split, n in counts.items())
     tested = sum(images for split, (_, images) in counts.items() if split.lower() != "train")
     return "data: {} ({}), {}".format(study.dataset, splits or "not known", found), tested
+
+
+def data_files(dataset, words):
+    """(data set, folder and lists) that train.py's flags name, as `datasets.load` takes them."""
+    parser = errors.Parser(add_help=False)
+    flags.add_data_flags(parser, dataset)
+    given, _ = parser.parse_known_args(list(words))
+    return (dataset, given.data_dir, given.train_txt, given.test_txt, given.bbox_txt, given.gallery_txt)
 
 
 def duration(seconds):
@@ -260,6 +296,7 @@ def render(options):
             print(f"{study.folder}: no finished runs", file=sys.stderr)
     if not records:
         raise InputError(f"{options.output_dir}: no finished runs; --table runs one")
+    drawn = []
     if options.render and options.readme:
         for record in records:
             results.around(options.readme, record["name"])  # without its marks nothing is written
@@ -271,8 +308,9 @@ def render(options):
                 link = os.path.relpath(str(folder / f"{record['name']}.md"), str(options.readme.parent))
                 results.fill_in(options.readme, record["name"], results.digest(record, link))
         if options.plot:
-            for file in plots.draw(record, folder):
-                wrote(file)
+            drawn += [wrote(file) for file in plots.draw(record, folder)]
+    if options.plot and not drawn:
+        print("nothing to plot: run --table configurations or dimensions", file=sys.stderr)
     rows = results.main_rows(records)
     if options.render and len(rows) > 1:
         wrote(results.write("main-table", results.main_table(rows), rows, options.results or options.output_dir))

@@ -79,7 +79,7 @@ def check_origins(study, row, row_runs, known):
         origin = "random" if run["weights"] == "random" else "pretrained"
         weights = origin if origin == "random" else run["weights_sha1"]
         for what, of, own in (
-            ("images, classes or boxes", None, run["data_sha1"]),
+            ("images, classes or boxes", tuple(row.flags), run["data_sha1"]),  # --uncropped has no boxes
             ("initial weights", job.recipe.backbone, weights),
             ("initial weights, random or not,", None, origin),
         ):
@@ -184,13 +184,14 @@ def paired_difference(first, second):
 
     first, second : {seed: score}
     Returns the seeds, the mean difference and its standard deviation (None if there are too few seeds), and the number
-    of seeds in which the first row was better.
+    of seeds in which the first row was better, and in which both were equal.
     """
     seeds = sorted(set(first) & set(second))
     differences = [first[seed] - second[seed] for seed in seeds]
     mean, deviation = mean_and_deviation(differences) if differences else (None, None)
     wins = sum(difference > 0 for difference in differences)
-    return {"seeds": seeds, "difference": mean, "deviation": deviation, "first_better": wins}
+    ties = differences.count(0)
+    return {"seeds": seeds, "difference": mean, "deviation": deviation, "first_better": wins, "ties": ties}
 
 
 def markdown(record):
@@ -305,7 +306,8 @@ def _difference(step):
         return "no seed in common"
     count = len(step["seeds"])
     spread = _spread((step["difference"], step["deviation"]), "{:+.4f}")
-    return "{}, better in {} of {} seed{}".format(spread, step["first_better"], count, "s" if count > 1 else "")
+    ties = f", equal in {step['ties']}" if step["ties"] else ""
+    return "{}, better in {} of {} seed{}{}".format(spread, step["first_better"], count, "s" if count > 1 else "", ties)
 
 
 def _entry(step, side):

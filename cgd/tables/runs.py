@@ -28,6 +28,7 @@ from cgd.system.machine import usable_cores
 from cgd.tables import paper
 from cgd.training import arguments, curves, recipes
 
+SETTING = "setting.json"
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
 MAX_WORKERS = 8  # loader processes of a run, if several runs share the cores
@@ -83,13 +84,16 @@ class Study(NamedTuple):
         parts += [flag.lstrip("-") for flag in row.flags]
         folder = self.folder / (",".join(parts) or "recipe") / f"seed-{seed}"
         scratch = ("--from-scratch",) if self.dataset == "demo" else ()
-        return Job(folder, recipe, ("--dataset", self.dataset, *scratch, *self.flags, *words, *row.flags), seed)
+        return Job(
+            folder, self.dataset, recipe, ("--dataset", self.dataset, *scratch, *self.flags, *words, *row.flags), seed
+        )
 
 
 class Job(NamedTuple):
-    """One run: its folder, the recipe it must have, and train.py's flags for that."""
+    """One run: its folder, its data set, the recipe it must have, and train.py's flags for that."""
 
     folder: Path
+    dataset: str
     recipe: recipes.Recipe
     flags: Tuple[str, ...]
     seed: int
@@ -220,7 +224,7 @@ def open_study(folder, dataset=None, flags=()):
     for word in flags:
         if word.split("=")[0] in NOT_SHARED:
             raise InputError(f"{word}: set by the tables; give only flags that all runs share after --")
-    file = folder / "setting.json"
+    file = folder / SETTING
     if not file.exists():
         return Study(folder, dataset or "cub200", tuple(flags))
     setting = read_json(file)
@@ -228,7 +232,7 @@ def open_study(folder, dataset=None, flags=()):
         known = Study(folder, setting["dataset"], tuple(setting["flags"]))
         if not started(folder):  # a first command that failed fixes nothing
             return Study(folder, dataset or known.dataset, tuple(flags) or known.flags)
-        recipe = known.recipe()
+        known.recipe()
     except InputError as error:
         raise OlderRun(
             f"{file}: train.py does not take these flags ({error}); was it an older version? Remove {folder}"
@@ -238,8 +242,10 @@ def open_study(folder, dataset=None, flags=()):
     if dataset not in (None, known.dataset):
         raise InputError(f"{folder}: runs on {known.dataset}; choose another --name for {dataset}")
     asked = known._replace(flags=tuple(flags)) if flags else known
-    if asked.recipe() != recipe or experiment(asked) != experiment(known):
-        raise InputError("{}: its runs have the flags {}; choose another --name".format(folder, " ".join(known.flags)))
+    own, new = (dict(experiment(study), **asdict(study.recipe())) for study in (known, asked))
+    differ = ", ".join(f"{recipes.flag(name)} {own[name]}, not {new[name]}" for name in own if own[name] != new[name])
+    if differ:
+        raise InputError(f"{folder}: its runs have {differ}; choose another --name")
     return asked
 
 
@@ -256,7 +262,7 @@ def started(folder):
 
 def keep_setting(study):
     """Writes the setting of a study, until its first run has started; later commands read it."""
-    file = study.folder / "setting.json"
+    file = study.folder / SETTING
     if not file.exists() or not started(study.folder):
         with replacing(file) as part:
             part.write_text(json.dumps({"dataset": study.dataset, "flags": study.flags}, indent=1) + "\n")
@@ -326,8 +332,9 @@ class Runner:
     def _train(self, job, gpu, claim):
         words, start = self.words(job, gpu), time.monotonic()
         before = 0 if job.state() == "missing" else job.seconds()
-        tell(f"begin  {job.folder}  (GPU {gpu})" if gpu >= 0 else f"begin  {job.folder}")
+        tell(f"begin  {job.folder}  (--gpu {gpu})")
         with open(str(job.folder / "output.txt"), "ab") as output:
+            told = output.tell()
             process = subprocess.Popen(
                 [sys.executable, *words],
                 stdin=subprocess.DEVNULL,
@@ -345,17 +352,27 @@ class Runner:
         seconds = time.monotonic() - start
         job.keep_seconds(None if before is None else before + seconds)
         if self.stopping.is_set():
-            tell(f"stop   {job.folder}")
+            tell(f"stop   {job.folder}  (the same command goes on with it)")
         elif code or job.state() != "finished":
             self.failed.append(job)
             tell("failed {}: {}".format(job.folder, last_line(job.folder / "output.txt") or f"exit code {code}"))
         else:
             recalls = "  ".join("R@{} {:.4f}".format(*pair) for pair in job.scores()["last"].items())
-            tell(f"end    {job.folder}  {recalls}  ({seconds:.0f} s)")
+            tell(
+                "\n       ".join(
+                    [f"end    {job.folder}  {recalls}  ({seconds:.0f} s)", *warnings_in(output.name, told)]
+                )
+            )
 
 
 def tell(text):
     print(text, flush=True)
+
+
+def warnings_in(file, start):
+    """The different warnings in the output of a run, from a byte on."""
+    text = Path(file).read_bytes()[start:].decode(errors="replace").replace("\r", "\n")
+    return list(dict.fromkeys(line for line in text.split("\n") if line.startswith("warning: ")))
 
 
 def last_line(file):

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass, field, fields, replace
 from typing import Tuple
 
-from cgd.network.options import ARCHITECTURES, FUSIONS, check_branches
+from cgd.network.options import ARCHITECTURES, FUSIONS, MAX_IMAGE_SIDE, check_branches
 from cgd.system.errors import InputError
 
 NONE = "none"  # the text of a list without numbers
@@ -38,8 +38,8 @@ class Recipe:
     last_stride: int = number(1, "stride of the backbone's last stage; 1 doubles the map's sides", choices=(1, 2))
     freeze_batch_norm: bool = number(False, "keep the backbone's batch norm as it is")
 
-    image_width: int = number(224, "width of the network's input", low=1)
-    image_height: int = number(224, "height of the network's input", low=1)
+    image_width: int = number(224, "width of the network's input", low=1, high=MAX_IMAGE_SIDE)
+    image_height: int = number(224, "height of the network's input", low=1, high=MAX_IMAGE_SIDE)
     mean: Tuple[float, ...] = number((0.485, 0.456, 0.406), "mean of red, green and blue, in the range 0 to 1", high=1)
     std: Tuple[float, ...] = number((0.229, 0.224, 0.225), "standard deviation of the same", low=1e-6)
     resize_size: int = number(252, "resize width before the random crop; scales with --image-width", low=1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from cgd.data import datasets, flags, loader
 from cgd.network import formats, weights
 from cgd.network.checkpoints import Checkpoint
+from cgd.network.parameters import NOT_UTF8
 from cgd.system import environment
 from cgd.system.errors import InputError
 from cgd.system.files import new_folder, replacing
@@ -104,7 +105,11 @@ def load_weights(net, options, recipe):
 
 
 def check_output_dir(folder):
-    """Raises InputError if the folder holds a run already."""
+    """Raises InputError if the folder holds a run already, or if MXNet could not write to a folder of this name."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"--output-dir {folder}: {NOT_UTF8}")
     if (folder / "log.jsonl").exists():
         raise InputError(f"--output-dir {folder}: holds a run; choose another folder, or --resume {folder}")
 

@@ -341,6 +341,50 @@ def test_a_checkpoint_of_links_is_replaced_where_they_lead(saved, tmp_path):
     assert json.loads((tmp_path / names[2]).read_text())["iteration"] == 77
 
 
+def test_a_graph_without_descriptors_is_refused(saved):
+    net, prefix = saved
+    graph = mx.sym.load(prefix + "-symbol.json").get_internals()
+    pooled = [name for name in graph.list_outputs() if "pool" in name][-1]
+    values = mx.nd.load(prefix + "-0000.params")
+    known = set(graph[pooled].list_arguments() + graph[pooled].list_auxiliary_states())
+    mx.nd.save(prefix + "-0000.params", {name: value for name, value in values.items() if name[4:] in known})
+    graph[pooled].save(prefix + "-symbol.json")
+    with pytest.raises(InputError, match=r"net-symbol.json: gives \(.*\); expected descriptors \(N, dim\)"):
+        checkpoints.Checkpoint(prefix)
+
+
+def test_branches_that_the_description_does_not_have_are_told(tmp_path):
+    net = lively_network("resnet18_v1", SIDE)
+    checkpoints.save(net, str(tmp_path / "net"), {"image_width": SIDE, "image_height": SIDE})
+    described = json.loads((tmp_path / "net.json").read_text())
+    (tmp_path / "net.json").write_text(json.dumps(dict(described, config="MG")))
+    with pytest.raises(InputError, match="net: has 3 branches, but its description 2: MG"):
+        checkpoints.Checkpoint(tmp_path / "net").pooled()
+    for wrong, told in (({"config": "XYZ"}, "configuration 'XYZ'"), ({"fusion": "mean"}, "fusion 'mean'")):
+        (tmp_path / "net.json").write_text(json.dumps(dict(described, **wrong)))
+        with pytest.raises(InputError, match=f"net.json: {told}: expected"):
+            checkpoints.Checkpoint(tmp_path / "net")
+
+
+@pytest.mark.parametrize("ending", ["-symbol.json", "-0000.params", ".json"])
+def test_a_folder_in_the_place_of_a_file_is_told(saved, ending):
+    Path(saved[1] + ending).unlink()
+    Path(saved[1] + ending).mkdir()
+    with pytest.raises(InputError, match=f"net{ending}: "):
+        checkpoints.Checkpoint(saved[1])
+
+
+def test_a_name_that_is_not_utf8_is_told(saved, tmp_path):
+    folder = tmp_path / os.fsdecode(b"n\xe9t")
+    with pytest.raises(InputError, match="MXNet takes names in UTF-8 only"):
+        checkpoints.save(saved[0], str(folder / "net"), {})
+    assert not list(folder.iterdir())
+    for ending in ("-symbol.json", "-0000.params", ".json"):
+        os.rename(saved[1] + ending, str(folder / ("net" + ending)))
+    with pytest.raises(InputError, match="MXNet takes names in UTF-8 only"):
+        checkpoints.Checkpoint(folder / "net")
+
+
 def test_a_description_with_the_options_old_names_is_understood(saved):
     with open(saved[1] + ".json") as file:
         description = json.load(file)

@@ -104,6 +104,7 @@ BAD = {
     "text": (b"hello, I am no weights at all", "expected Gluon parameters, an ONNX model or safetensors"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "pointer of Git LFS"),
     "zip": (b"PK\3\4" + bytes(40), "zip archive or a PyTorch checkpoint"),
+    "older torch": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "a PyTorch checkpoint of before version 1.6"),
     "keras": (b"\x89HDF\r\n\x1a\n", "HDF5"),
     "cut": (GOOD["F32"][:-1], "beyond the end"),
     "header cut": (GOOD["F32"][:40], "end of the header"),

@@ -305,6 +305,19 @@ def test_the_command_compares_a_query_with_its_neighbours_in_an_index(saved, tmp
         assert here(*words, *same, *(word for box in boxes for word in ("--box", box))).stdout == result.stdout
     similarities = [float(number) for number in re.findall(r": similarity ([-.\d]+)", result.stdout)]
     np.testing.assert_allclose(similarities, vectors[nearest - 1] @ own[0], atol=1e-4)
+    stored = np.load(str(tmp_path / "i" / "vectors.npy"), mmap_mode="r+")
+    kept = stored[0, 0]
+    for value, wrong, told in (
+        (np.nan, asked, "i: it is damaged"),
+        (np.nan, [*paths[:2], "--common", tmp_path / "i"], "i: is damaged: its descriptors are not finite"),
+        (np.inf, [*paths[:2], "--common", tmp_path / "i" / "vectors.npy"], "vectors.npy: not a file of test.py"),
+    ):
+        stored[0, 0] = value
+        stored.flush()
+        result = here(*words, *wrong)
+        assert result.returncode == 2 and told in result.stderr.splitlines()[-1]
+    stored[0, 0] = kept
+    stored.flush()
     facts = (tmp_path / "i" / "index.json").read_text()
     (tmp_path / "i" / "index.json").write_text(re.sub('"checksum": "..', '"checksum": "', facts))
     for wrong, told in (
@@ -327,6 +340,8 @@ def test_the_command_compares_a_query_with_its_neighbours_in_an_index(saved, tmp
         (["-o", "FOLDER/maps.png", "--box", "1,2,3"], "expected X,Y,W,H"),
         (["-o", "FOLDER/maps.png", "--box", "0,0,9,9", "--box", "99,0,1,1"], "1.png: the box (99, 0, 1, 1) starts"),
         (["gone.png", "-o", "FOLDER/maps.png"], "gone.png: No such file"),
+        (["-o", "FOLDER/maps.png", "-k", "3"], "-k: for --query A --index INDEX"),
+        ([*["b.png"] * 340, "-o", "FOLDER/maps.jpg"], "JPEG has no room for 341 rows; expected a name that ends with"),
     ],
     ids=str,
 )

@@ -449,8 +449,12 @@ def test_a_study_keeps_its_setting(tmp_path):
     runs.keep_setting(study)
     (tmp_path / "a" / "recipe" / "seed-0").mkdir(parents=True)
     (tmp_path / "a" / "recipe" / "seed-0" / "log.jsonl").touch()
-    with pytest.raises(InputError, match="choose another --name"):
-        runs.open_study(tmp_path / "a", "demo", ["--iterations", "5", "--uncropped"])
+    for words, told in (
+        (["--iterations", "5", "--uncropped"], "a: its runs have --cropped None, not False; choose another --name"),
+        (["--iterations", "7", "--dim", "30"], "a: its runs have --dim .*, not 30, --iterations 5, not 7; choose"),
+    ):
+        with pytest.raises(InputError, match=told):
+            runs.open_study(tmp_path / "a", "demo", words)
     # what does not change the recipe may differ from machine to machine
     elsewhere = runs.open_study(tmp_path / "a", "demo", ["--iterations", "5", "--num-workers", "9"])
     assert elsewhere.recipe() == study.recipe() and elsewhere.flags[-1] == "9"
@@ -475,9 +479,10 @@ def test_a_paired_difference_by_hand():
     alike = results.paired_difference({0: 0.25, 1: 0.75}, {0: 0.125, 1: 0.625})
     assert (alike["difference"], alike["deviation"], alike["first_better"]) == (0.125, 0, 2)
     equal = results.paired_difference({7: 0.5}, {7: 0.5})
-    assert equal == {"seeds": [7], "difference": 0, "deviation": None, "first_better": 0}
+    assert equal == {"seeds": [7], "difference": 0, "deviation": None, "first_better": 0, "ties": 1}
+    assert results._difference(equal) == "+0.0000, better in 0 of 1 seed, equal in 1"
     apart = results.paired_difference({0: 0.5}, {1: 0.4})
-    assert apart == {"seeds": [], "difference": None, "deviation": None, "first_better": 0}
+    assert apart == {"seeds": [], "difference": None, "deviation": None, "first_better": 0, "ties": 0}
 
 
 def study_with(tmp_path, table, scores, dataset="cub200", **more):
@@ -645,6 +650,69 @@ def test_a_random_backbone_is_not_compared_with_another_pretrained_one(tmp_path)
     file.write_text(json.dumps(dict(json.loads(file.read_text()), command=["train.py", "--from-scratch"])))
     with pytest.raises(InputError, match="trained with other initial weights, random or not, than"):
         results.collect(study)
+
+
+def test_cropped_and_whole_pictures_of_one_study_are_compared(tmp_path):
+    study = study_with(tmp_path, "crops", {"cropped": [0.5], "uncropped": [0.4]})
+    for row in ("cropped", "uncropped"):  # without boxes the checksum is another one
+        file = study.job(row_named("crops", row), 0).folder / "arguments.json"
+        file.write_text(json.dumps(dict(json.loads(file.read_text()), data_sha1={"test": row})))
+    assert "| uncropped | `--uncropped` | 0 | 0.4000 |" in results.markdown(results.collect(study, ["crops"]))
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["--name", "new"], "--name new: begins a new study; expected --dataset, too"),
+        (["--dataset", "folders", "--data-dir", "a"], "--data-dir a; flags of train.py go after --"),
+        (["--dataset", "cub200", "--", "--data-dir", "gone"], "gone: no such folder"),
+        (["--dataset", "demo", "--", "--data-dir", "BIRDS", "--batch-size", "128"], "a batch needs 32 identities"),
+    ],
+)
+def test_what_no_run_can_use_is_told_before_the_first(words, told, many_birds, tmp_path, here):
+    words = [word.replace("BIRDS", str(many_birds)) for word in words]
+    result = here("-m", "cgd.tables", "--table", "1", "--output-dir", tmp_path, *words)
+    assert result.returncode == 2 and told in result.stderr.splitlines()[-1]
+    assert "begin" not in result.stdout
+
+
+@pytest.mark.parametrize("flags, whole", [((), False), (("--uncropped",), True)])
+def test_other_images_than_those_of_earlier_runs_are_told_before_the_next(many_birds, tmp_path, flags, whole):
+    study = runs.Study(tmp_path / "s", "demo", ("--data-dir", str(many_birds), *flags, *SMALL))
+    job, missing = (study.job(row, 0) for row in paper.TABLES["4"].rows)
+    dataset = datasets.load("demo", many_birds)
+    now = datasets.digests(datasets.without_boxes(dataset) if whole else dataset)
+    pretend(job, recalls(0.5))
+    file = job.folder / "arguments.json"
+
+    def say(sha1):
+        file.write_text(json.dumps(dict(json.loads(file.read_text()), data_sha1=sha1)))
+
+    tables.check_data([job, missing])  # an older version did not say it
+    say(now)
+    tables.check_data([job, missing])
+    say(dict(now, test="another"))
+    with pytest.raises(InputError, match="recipe/seed-0: had other images, classes or boxes than there are now"):
+        tables.check_data([missing, job])
+
+
+def test_warnings_of_a_run_are_told_at_its_end(stand_in, capfd):
+    job, _ = stand_in
+    text = 'print("warning: odd\\n  7%\\rwarning: odd\\nsome warning: no\\nwarning: even")\n'
+    runs.TRAIN.write_text(text + runs.TRAIN.read_text())
+    job.folder.mkdir(parents=True)
+    (job.folder / "output.txt").write_text("warning: of an earlier process\n")
+    runs.Runner([job], [-1]).run()
+    told = capfd.readouterr().out.splitlines()
+    assert told[1].startswith(f"end    {job.folder}  R@1 0.5000")
+    assert [line.strip() for line in told[2:]] == ["warning: odd", "warning: even"]
+
+
+def test_nothing_to_plot_is_told(tmp_path, monkeypatch, capfd):
+    runs.keep_setting(study_with(tmp_path, "4", {"concat": [0.5], "sum": [0.4]}))
+    monkeypatch.setattr(sys, "argv", ["tables", "--output-dir", str(tmp_path), "--plot"])
+    tables.main()
+    assert capfd.readouterr().err == "nothing to plot: run --table configurations or dimensions\n"
 
 
 def test_a_row_can_be_asked_for_by_its_name():
