@@ -29,7 +29,7 @@ from cgd.data.datasets import Record  # noqa: E402
 from cgd.data.loader import Loader  # noqa: E402
 from cgd.network import backbones, model  # noqa: E402
 from cgd.system import errors  # noqa: E402
-from cgd.system.environment import mx  # noqa: E402
+from cgd.system.environment import mx, seed_everything  # noqa: E402
 
 needs_bfloat16 = pytest.mark.skipif(
     "avx512bw" not in Path("/proc/cpuinfo").read_text().split(), reason="oneDNN has bfloat16 on CPUs with AVX-512 only"
@@ -38,6 +38,12 @@ needs_bfloat16 = pytest.mark.skipif(
 # A list file and its boxes.
 LIST = "image_id class_id path\n1 0 images/a.jpg\n2 0 images/b.jpg\n3 1 images/c with blank.jpg\n"
 BOXES = "1 60.9 27.0 325.0 304.0\n2 1 2 3 4\n3 5 6 7 8\n"
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """A test draws the same numbers whichever ones ran before it in this process."""
+    seed_everything(0)
 
 
 @pytest.fixture(scope="session")

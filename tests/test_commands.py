@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import train
 from cgd import demo, export, quantize
 from cgd.data import datasets, images
 from cgd.gallery import sheet
@@ -20,7 +21,7 @@ from cgd.network import checkpoints, int8, onnx_graph
 from cgd.retrieval.recall import recall_at_k
 from cgd.system import environment
 from cgd.system.errors import InputError
-from cgd.training import curves
+from cgd.training import arguments, curves, recipes, trainer
 from conftest import LONG, children_of, command, lively_network, members_of, running, wait_until
 
 SIZE = "--image-width 32 --image-height 32 --batch-size 8 --images-per-identity 2 --gpu -1".split()
@@ -92,6 +93,51 @@ def test_the_seed_decides_the_initial_weights(small_demo, tmp_path, here):
     assert np.array_equal(found[1], found[2]) and not np.array_equal(found[0], found[1])
 
 
+def test_the_seed_decides_the_batches(small_demo, tmp_path, here, monkeypatch):
+    """Of images, and of their augmentation: with pretrained weights nothing else tells two seeds apart."""
+    found = []
+
+    def stop(run, save_every):
+        found.append((run.sampler.batch(0), run.sampler.batch(1)))
+        raise InputError("seen")
+
+    monkeypatch.setattr(trainer.Trainer, "run", stop)
+    for number, seed in enumerate((2, 3, 3)):
+        words = ["--from-scratch", "--seed", seed, "--output-dir", tmp_path / str(number), *SMALL]
+        here("train.py", "--dataset", "demo", "--data-dir", small_demo, "--num-workers", 0, *words)
+    assert found[1] == found[2] and len(set(map(str, found[0] + found[1]))) == 4
+
+
+def test_fine_tuning_prepares_images_as_the_checkpoint_says(lively, tmp_path):
+    for ending in ("-symbol.json", "-0000.params"):
+        shutil.copy(str(lively[0] / "last") + ending, str(tmp_path / "net") + ending)
+    described = json.loads((lively[0] / "last.json").read_text())
+    described.update(image_width=40, image_height=24, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
+    (tmp_path / "net.json").write_text(json.dumps(described))
+    words = ["--dataset", "demo", "--pretrained-model", str(tmp_path / "net")]
+    recipe = train.recipe_of(arguments.parse(words))
+    assert (recipe.image_width, recipe.image_height) == (40, 24)
+    assert (recipe.mean, recipe.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    recipe = train.recipe_of(arguments.parse([*words, "--image-width", "48", "--std", "0.7,0.8,0.9"]))
+    assert (recipe.image_width, recipe.image_height) == (48, 24)
+    assert (recipe.mean, recipe.std) == ((0.1, 0.2, 0.3), (0.7, 0.8, 0.9))
+
+
+def test_whole_images_and_other_statistics_are_evaluated_as_they_were_trained(small_demo, tmp_path, here):
+    own = ["--uncropped", "--mean", "0.1,0.2,0.3", "--std", "0.9,0.7,0.5"]
+    words = ["--from-scratch", "--iterations", 0, "--output-dir", tmp_path / "run", *SMALL, *own]
+    result = here("train.py", "--dataset", "demo", "--data-dir", small_demo, "--num-workers", 0, *words)
+    assert result.returncode == 0, result.stderr
+    description = json.loads((tmp_path / "run" / "last.json").read_text())
+    assert (description["cropped"], description["mean"]) == (False, [0.1, 0.2, 0.3])
+    assert description["std"] == [0.9, 0.7, 0.5]
+    result = here(*evaluation([tmp_path / "run"], small_demo, "--num-workers", 0))
+    assert "warning" not in result.stderr
+    assert printed(result) == [round(recall, 4) for recall in description["recall"].values()]
+    other = here(*evaluation([tmp_path / "run"], small_demo, "--num-workers", 0, "--cropped"))
+    assert printed(other) != printed(result)
+
+
 def test_images_need_not_be_square(small_demo, tmp_path, here, monkeypatch):
     """Width and height keep their places from the flags to the description, and in the evaluation."""
     seen = []
@@ -106,6 +152,8 @@ def test_images_need_not_be_square(small_demo, tmp_path, here, monkeypatch):
     assert "warning" not in result.stderr
     assert printed(result) == [round(recall, 4) for recall in description["recall"].values()]
     assert set(seen) == {(32, 64)}
+    wide = recipes.replace(recipes.RECIPES["demo"], image_width=64, image_height=32, resize_size=72)
+    assert trainer.loaders(datasets.load("demo", small_demo), wide).training.view.resized == (72, 36)
 
 
 def test_a_query_that_is_alone_in_its_class_is_told(run, small_demo, tmp_path, evaluate):

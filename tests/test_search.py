@@ -163,7 +163,7 @@ def test_a_description_without_dim_has_that_of_the_graph(prefix, photos, here, t
     known = json.loads(Path(copies[2]).read_text())
     dim = known.pop("dim")
     Path(copies[2]).write_text(json.dumps(known))
-    name = tmp_path / Path(prefix).name
+    name = str(tmp_path / Path(prefix).name)
     assert descriptions.read(name)["dim"] != dim == cgd.load(name, gpu=-1).dim
     result = here("-m", "cgd.describe", name, photos, "-o", tmp_path / "i", "--gpu", -1, "--num-workers", 0)
     assert result.returncode == 0 and index.read(tmp_path / "i")[0]["dim"] == dim

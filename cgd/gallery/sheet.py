@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cgd.data import flags, images
+from cgd.data import flags
 from cgd.retrieval.recall import nearest
 from cgd.system import errors, files
 from cgd.system.errors import InputError
@@ -56,6 +56,8 @@ def neighbours(saved, file, queries=8, k=8, seed=0):
 
 
 def _thumbnail(path, box):
+    from cgd.data import images  # not before: it imports MXNet, which takes far longer than the rest
+
     image = images.crop(images.read_image(path), box).asnumpy()  # as the network has seen it
     return Image.fromarray(image).resize((SIDE, SIDE), Image.BILINEAR)
 

@@ -23,12 +23,11 @@ class Network:
         package onnx, too
     gpu : as in environment.context, which chooses the device in the same way
 
-    description : dict, that of cgd/network/descriptions.py · provider : the name of onnxruntime's execution provider
+    provider : the name of onnxruntime's execution provider
     """
 
     def __init__(self, source, gpu):
         self.source, self.gpu = source, gpu
-        self.description = descriptions.read(source) if isinstance(source, str) else source.description
         if isinstance(source, str):
             self.runtime = optional_package("onnxruntime")
         else:
@@ -37,6 +36,11 @@ class Network:
         built_with_cuda = CUDA in self.runtime.get_available_providers()
         found = find_gpu(gpu, "" if built_with_cuda else f"this onnxruntime has no CUDA provider ({INSTALL})")
         self.provider = CUDA if found else CPU
+
+    @property
+    def description(self):
+        """dict, that of cgd/network/descriptions.py"""
+        return descriptions.read(self.source) if isinstance(self.source, str) else self.source.description
 
     def graph(self, ctx, size, dtype="float32"):
         """A function of images (N, 3, H, W) -> embeddings (N, dim) on the device `ctx`. Images pass through the CPU.

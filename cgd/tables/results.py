@@ -107,9 +107,11 @@ def _row(study, row):
 
 
 def has_papers_network(study):
-    """Whether a study has the network, image size and cropping of the data set's recipe, as the paper's figures do."""
-    own, papers = study.recipe(), recipes.RECIPES[study.dataset]
-    return study.options().cropped is None and all(getattr(own, name) == getattr(papers, name) for name in NETWORK)
+    """Whether a study has the network, images and cropping of the data set's recipe, as the paper's figures do."""
+    own, papers, options = study.recipe(), recipes.RECIPES[study.dataset], study.options()
+    lists = options.train_txt, options.test_txt, options.bbox_txt, options.gallery_txt
+    usual = options.cropped is None and not any(lists)
+    return usual and all(getattr(own, name) == getattr(papers, name) for name in NETWORK)
 
 
 def _summary(recalls):

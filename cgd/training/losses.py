@@ -4,8 +4,9 @@ from collections import namedtuple
 
 from cgd.system.environment import mx
 
-# active_triplets : share of the anchors whose hardest triplet violates the margin
-# hardest_positive, hardest_negative : mean distances, squared if the loss squares them; (1,) each
+# active_triplets : share of all anchors whose hardest triplet violates the margin
+# hardest_positive, hardest_negative : mean distances, squared if the loss squares them, over the anchors that have both
+# (1,) each
 Hardest = namedtuple("Hardest", "active_triplets hardest_positive hardest_negative")
 
 
@@ -54,7 +55,8 @@ def batch_hard_triplet(embeddings, identities, margin=0.1, soft=False, squared=F
     each = mx.nd.Activation(difference, act_type="softrelu") if soft else (margin + difference).relu()
     with mx.autograd.pause():
         active = (margin + difference > 0) * usable
-        facts = Hardest(*(x.detach() for x in ((active).mean(), to_positive.mean(), to_negative.mean())))
+        found = usable / mx.nd.maximum(usable.sum(), 1)
+        facts = Hardest(active.mean(), (to_positive * found).sum(), (to_negative * found).sum())
     return (each * usable).mean(), facts
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cgd.data import images
+from cgd.data import datasets, images
 from cgd.data.loader import Loader
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
@@ -257,6 +257,17 @@ def test_zeros_in_place_of_the_rest_of_a_jpeg_are_no_picture(tmp_path, kept):
         read(tmp_path, data[:end] + bytes(len(data) - end))
     trailer = b"a film \xff\xda of a phone" + bytes(32)
     assert np.array_equal(read(tmp_path, data + trailer), read(tmp_path, data))
+
+
+def test_half_of_the_pictures_are_flipped_and_every_crop_is_as_likely(tmp_path):
+    """Of 4 x 1 pixels in 6 x 1: three places, two directions. Deviations of 400 draws: 10 of 200, 9.4 of 133."""
+    line = np.arange(6, dtype=np.uint8)[None, :, None].repeat(3, axis=2)
+    Image.fromarray(line).save(str(tmp_path / "line.png"))
+    record = datasets.Record(str(tmp_path / "line.png"), 0, None, 0)
+    view = images.TrainingView([record], (4, 1), (6, 1))
+    drawn = [view[0, seed][0][0, :, 0].tolist() for seed in range(400)]
+    assert abs(sum(row[0] > row[1] for row in drawn) - 200) < 50
+    assert all(abs(sum(min(row) == first for row in drawn) - 400 / 3) < 47 for first in range(3))
 
 
 def with_masks(masks):

@@ -49,7 +49,13 @@ def test_the_same_seed_gives_the_same_batches_wherever_a_run_begins():
     whole = list(sampler())
     assert whole == list(sampler())
     assert whole[120:] == list(sampler(start=120))
-    assert whole != list(sampler(seed=6))
+
+
+def test_no_batch_comes_twice_and_another_seed_has_other_batches():
+    """Not the same ones at other places, either: runs of several seeds would then be one run, shifted."""
+    batches = {seed: {tuple(batch) for batch in sampler(seed=seed)} for seed in (5, 6, 7)}
+    assert [len(found) for found in batches.values()] == [200] * 3
+    assert len(set.union(*batches.values())) == 600
 
 
 def test_labels_need_not_be_in_order():

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from cgd.data.datasets import Dataset
+from cgd.data.datasets import Dataset, Record
+from cgd.data.loader import Unreadable
 from cgd.retrieval import evaluation
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
@@ -23,6 +25,25 @@ def test_equal_embeddings_find_nothing_and_a_line_says_why(evaluate, capsys):
     assert "warning: all embeddings are equal; ties count as misses" in capsys.readouterr().err
     assert max(evaluate(lambda x: x.mean(axis=(2, 3))).recalls) > 0
     assert "all embeddings are equal" not in capsys.readouterr().err
+
+
+def test_an_unreadable_picture_of_the_gallery_is_not_searched_in(records, tmp_path, capsys):
+    """Its picture would be black: here the nearest of the dark query, and wrong."""
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(str(tmp_path / "dark.png"))
+    query = Record(str(tmp_path / "dark.png"), 0, None, 90)
+    gallery = [record._replace(box=None, identity=0, image_id=n) for n, record in enumerate(records)]
+    broken = Record(str(tmp_path / "broken.jpg"), 1, None, 91)
+
+    def evaluated(gallery):
+        data = Dataset("d", [], [query], (1,), gallery=gallery)
+        return evaluation.Evaluator(data, PREPARATION, 2, 0, Unreadable(5))(lambda x: x.mean(axis=(2, 3)), mx.cpu())
+
+    found, expected = evaluated([*gallery[:2], broken, *gallery[2:]]), evaluated(gallery)
+    assert "broken.jpg" in capsys.readouterr().err
+    assert found.recalls == expected.recalls == [1.0]
+    np.testing.assert_array_equal(found.gallery.embeddings, expected.gallery.embeddings)
+    assert [record.image_id for record in found.gallery.records] == [record.image_id for record in gallery]
 
 
 def test_embeddings_that_are_not_finite_are_told(evaluate):

@@ -20,6 +20,7 @@ from PIL import Image
 
 import train
 from cgd.data import datasets, flags
+from cgd.network import descriptions
 from cgd.system import environment
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
@@ -460,7 +461,7 @@ def test_a_study_keeps_its_setting(tmp_path):
     assert elsewhere.recipe() == study.recipe() and elsewhere.flags[-1] == "9"
     with pytest.raises(InputError, match="runs on demo; choose another --name for cub200"):
         runs.open_study(tmp_path / "a", "cub200")
-    with pytest.raises(InputError, match="has the flags|have the flags --iterations 5"):
+    with pytest.raises(InputError, match="its runs have --iterations 5, not 6"):
         runs.open_study(tmp_path / "a", "demo", ["--iterations", "6"])
     with pytest.raises(InputError, match="--seed: set by the tables"):
         runs.open_study(tmp_path / "b", "demo", ["--seed", "6"])
@@ -715,6 +716,30 @@ def test_nothing_to_plot_is_told(tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().err == "nothing to plot: run --table configurations or dimensions\n"
 
 
+@pytest.mark.parametrize("missing", ["recall", "iterations", ""])
+def test_a_run_is_finished_after_its_last_evaluation(tmp_path, missing):
+    job = runs.Study(tmp_path / "cub200", "cub200").job(paper.TABLES["4"].rows[0], 0)
+    assert job.state() == "missing"
+    pretend(job, recalls(0.5))
+    last = json.loads((job.folder / "last.json").read_text())
+    changes = {"recall": {"recall": None}, "iterations": {"iteration": last["iteration"] - 1}, "": {}}[missing]
+    (job.folder / "last.json").write_text(json.dumps(dict(last, **changes)))
+    assert job.state() == ("begun" if missing else "finished") and (job.scores() is None) == bool(missing)
+
+
+def test_the_compared_score_is_that_of_the_smallest_k(tmp_path):
+    study = runs.Study(tmp_path / "cub200", "cub200")
+    for name, figures in (("concat", {"10": 0.9, "2": 0.5}), ("sum", {"10": 0.95, "2": 0.4})):
+        pretend(study.job(row_named("4", name), 0), figures)
+    (step,) = results.collect(study)["tables"]["4"]["order"]
+    assert step["difference"] == pytest.approx(0.1) and step["first_better"] == 1
+
+
+def test_the_last_evaluation_counts_in_the_time_of_a_run():
+    recipe = recipes.replace(recipes.RECIPES["demo"], iterations=150, eval_every=100, batch_size=10)
+    assert rates.Rates(100.0, 50.0).seconds(recipe, 200) == 150 * 10 / 100 + 2 * 200 / 50
+
+
 def test_a_row_can_be_asked_for_by_its_name():
     """A comma separates names."""
     assert not [row.name for table in paper.TABLES.values() for row in table.rows if "," in row.name]
@@ -734,8 +759,9 @@ def test_the_papers_figures_stand_only_beside_their_own_data_set(tmp_path):
     pretend(other.job(row_named("main", "MG as on CUB200"), 0), recalls(0.25))
     assert "| 0.7681 " not in results.markdown(results.collect(other, ["main"]))
     assert "main" not in results.collect(other)["tables"]  # unless it is asked for
-    for words in (["--backbone", "mobilenet0.25"], ["--image-width", "112"], ["--uncropped"]):
-        study = runs.Study(tmp_path / words[-1], "cub200", tuple(words))
+    others = "--backbone mobilenet0.25, --image-width 112, --image-height 112, --dim 96, --last-stride 2, --uncropped"
+    for words in (*map(str.split, others.split(",")), ["--test-txt", "own.txt"]):
+        study = runs.Study(tmp_path / words[0], "cub200", tuple(words))
         pretend(study.job(row_named("main", "MG as on CUB200"), 0), recalls(0.25))
         assert "| 0.7681 " not in results.markdown(results.collect(study, ["main"]))
 
@@ -975,6 +1001,28 @@ def test_a_schedule_without_milestones_has_a_word():
     for words in (["--mean", "none"], ["--lr", "none"], ["--milestones", "none,5"]):
         with pytest.raises(InputError, match=words[0]):
             train.recipe_of(arguments.parse(["--dataset", "cub200", *words]))
+
+
+def test_the_published_values():
+    """As docs/sources.md gives them, and the authors' evaluation code the last ones."""
+    published = dict(batch_size=128, lr=1e-4, gamma=0.1, margin=0.1, temperature=0.5, smoothing=0.1, dim=1536)
+    published.update(ranking_weight=1.0, classification_weight=1.0, image_width=224, image_height=224, resize_size=252)
+    published.update(gem_p=3.0, learn_p=False, dense_bias=True, last_stride=1, freeze_batch_norm=False, squared=False)
+    published.update(architecture="CGD", fusion="concat", backbone="resnet50_v1", soft_margin=False)
+    schedules = {
+        "cub200": ("MG", 1500, (400, 800)),
+        "cars196": ("SG", 1500, (400, 800)),
+        "sop": ("SG", 9300, (5580, 7440)),  # the schedules of these two were chosen by us
+        "inshop": ("GS", 4040, (2424, 3232)),
+    }
+    for name, (config, iterations, milestones) in schedules.items():
+        recipe = recipes.RECIPES[name]
+        assert (recipe.config, recipe.iterations, recipe.milestones) == (config, iterations, milestones)
+        assert {field: getattr(recipe, field) for field in published} == published
+        assert (recipe.mean, recipe.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    released = dict(config="MG", dim=1536, image_width=224, image_height=224, cropped=True, dataset="cub200")
+    released.update(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    assert {name: descriptions.RELEASED[name] for name in released} == released
 
 
 @pytest.mark.parametrize("name", ["cub200", "cars196", "sop", "inshop", "demo"])

@@ -325,14 +325,41 @@ def test_a_worker_that_waits_for_the_others_can_be_stopped(tmp_path, start, numb
     assert process.returncode == -number
 
 
+def with_gradients(*gradients, devices=1):
+    """Parameters of one value each, with these gradients, for each of the devices."""
+    parameters = []
+    for values in gradients:
+        parameter = mx.gluon.Parameter(f"p{len(parameters)}", shape=(1,))
+        parameter.initialize(ctx=[mx.cpu(number) for number in range(devices)])
+        for gradient, value in zip(parameter.list_grad(), values):
+            gradient[:] = value
+        parameters.append(parameter)
+    return parameters
+
+
+def test_the_norm_is_of_all_parameters_and_of_the_workers_mean():
+    """Gradients 3 and 4, which two workers have added up."""
+    calls = SimpleNamespace(_params=with_gradients([3], [4]), set_learning_rate=float, update=lambda workers: None)
+    calls.allreduce_grads = lambda: None
+    optimiser = Optimiser.__new__(Optimiser)
+    optimiser.recipe, optimiser.on_servers, optimiser.begun = recipes.RECIPES["cub200"], False, True
+    optimiser.trainer = calls
+    for workers, expected in ((1, 5), (2, 2.5)):
+        optimiser.workers = workers
+        assert optimiser.step(0, with_norm=True) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e30])
+def test_a_gradient_that_is_not_finite_is_noticed_on_any_device(wrong):
+    sound = SimpleNamespace(_params=with_gradients([3, 3], [4, 4], devices=2))
+    assert Optimiser.gradients_are_finite(SimpleNamespace(trainer=sound))
+    for gradients in ([3, 3], [4, wrong]), ([wrong, 3], [4, 4]):
+        broken = SimpleNamespace(_params=with_gradients(*gradients, devices=2))
+        assert not Optimiser.gradients_are_finite(SimpleNamespace(trainer=broken))
+
+
 @pytest.mark.parametrize("on_servers, expected", [(True, 7), (False, 3)])
 def test_the_norm_is_of_all_devices_where_the_servers_add_them_up(on_servers, expected):
     """Gradients 3 and 4 on two devices; without servers they have been added up before, so that both are the sum."""
-    parameter = mx.gluon.Parameter("p", shape=(1,))
-    parameter.initialize(ctx=[mx.cpu(0), mx.cpu(1)])
-    for gradient, value in zip(parameter.list_grad(), (3, 4)):
-        gradient[:] = value
-    assert (
-        Optimiser._norm(SimpleNamespace(trainer=SimpleNamespace(_params=[parameter]), on_servers=on_servers))
-        == expected
-    )
+    trainer = SimpleNamespace(_params=with_gradients([3, 4], devices=2))
+    assert Optimiser._norm(SimpleNamespace(trainer=trainer, on_servers=on_servers)) == expected

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from test_losses import slow_triplet
 from test_trainer import SIZE, make
 
 from cgd.data import images
@@ -58,6 +59,31 @@ def test_a_batch_in_pieces_is_trained_on_as_a_whole(small_demo, tmp_path, whole,
         assert moved > 0 or usual == "null"
         for device in run.devices:
             np.testing.assert_array_equal(parameter.data(device).asnumpy(), own[name], err_msg=name)
+
+
+def test_type_a_has_the_sum_of_its_branches_losses(small_demo, tmp_path):
+    """Each branch's loss by a slow loop over its descriptors; the hardest distances are means over the branches."""
+    options = dict(architecture="A", config="SMG", dim=24, backbone="resnet18_v1", margin=0.3)
+    run = make(small_demo, tmp_path, **options)
+    pictures, identities = batches_of(run)[0]
+    with mx.autograd.record():
+        _, branches, _ = run.net(images.normalise(pictures, run.recipe.mean, run.recipe.std))
+    branches = [branch.asnumpy().astype("float64") for branch in branches]
+    assert len(branches) == 3
+    _, values = run.objective.backward(pictures, identities)
+    costs = [slow_triplet(branch, identities, lambda p, n: max(0.0, 0.3 + p - n)) for branch in branches]
+    assert values["ranking_loss"] == pytest.approx(sum(costs), rel=1e-4)
+    for sign, place in (("positive", 0), ("negative", 1)):
+        means = [np.mean([pair[place] for pair in hardest_pairs(branch, identities)]) for branch in branches]
+        assert values["hardest_" + sign] == pytest.approx(np.mean(means), rel=1e-4)
+    assert [abs(layer.weight.grad().asnumpy()).max() > 0 for layer in run.net.reductions] == [True] * 3
+
+
+def hardest_pairs(embeddings, identities):
+    """(distance of the hardest positive, of the hardest negative) of each anchor."""
+    away = np.sqrt(((embeddings[:, None] - embeddings[None]) ** 2).sum(axis=2))
+    same = identities[:, None] == identities[None]
+    return [(row[equal].max(), row[~equal].min()) for row, equal in zip(away, same)]
 
 
 def test_pieces_of_one_device_are_as_devices(small_demo, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from cgd.system import files
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
 from cgd.training import objective, run, state
+from cgd.training import record as run_record
 from conftest import LONG, children_of, command, running, wait_until
 
 RUN = "--from-scratch --batch-size 8 --images-per-identity 2 --image-width 32 --image-height 32 --dim 16 --gpu -1"
@@ -65,7 +66,7 @@ def test_a_run_killed_several_times_ends_like_one_that_was_not(small_demo, whole
     """
     seed = int(os.environ.get("RESUME_SEED") or random.SystemRandom().randrange(10**6))
     print(f"RESUME_SEED={seed}")
-    moments, folder, hit = random.Random(seed), tmp_path / "run", 0
+    moments, folder, hit, saved_at = random.Random(seed), tmp_path / "run", 0, []
     process = start(*words(small_demo, folder), "--num-workers", 1)
     assert wait_until((folder / "arguments.json").exists, 200)
     for _ in range(KILLS):
@@ -78,10 +79,11 @@ def test_a_run_killed_several_times_ends_like_one_that_was_not(small_demo, whole
         process.wait()
         saved = (folder / "state.npz").exists()
         iteration = state.read_state(folder / "state.npz")[1]["iteration"] if saved else 0
+        saved_at.append(iteration)
         print(f"killed after {pause:.3f} s, {'running' if running else 'ended'}, state of iteration {iteration}")
         (folder / ".part-1-last.json").touch()  # as a kill amid a write leaves it
         process = start("train.py", "--resume", folder)
-    assert process.wait(200) == 0 and hit
+    assert process.wait(200) == 0 and hit and max(saved_at) > 0
     assert_the_same(folder, whole)
 
 
@@ -263,8 +265,33 @@ def test_the_images_of_a_resumed_run_are_the_same(small_demo):
     swapped = dataset._replace(train=dataset.test, test=dataset.train)
     assert datasets.digests(swapped) == {"train": digests["test"], "test": digests["train"]} != digests
     assert datasets.digests(datasets.without_boxes(dataset)) != digests
+    first = dataset.train[0]
+    others = [
+        [record._replace(identity=record.identity ^ 1) for record in dataset.train],
+        [first._replace(image_id=first.image_id + 1000), *dataset.train[1:]],
+        [first._replace(box=(0, 0, 1, 1)), *dataset.train[1:]],
+        [first._replace(path=first.path + ".png"), *dataset.train[1:]],
+        dataset.train[::-1],
+        dataset.train[1:],
+    ]
+    found = {datasets.digests(dataset._replace(train=train))["train"] for train in others}
+    assert len(found) == len(others) and digests["train"] not in found
     moved = [record._replace(path=record.path.replace(str(small_demo), "/elsewhere")) for record in dataset.train]
     assert datasets.digests(dataset._replace(train=moved)) == digests
+
+
+@pytest.mark.parametrize("key", run_record.COMPARED)
+def test_what_a_resumed_run_must_have_in_common(key):
+    now = {"data": {"Train": (2, 8)}, "data_sha1": {}, "ranks": (1, 2), "tf32_allowed": False, "kvstore": None}
+    now["workers"] = 1
+    own = json.loads(json.dumps(now))
+    run_record.check(own, now)
+    with pytest.raises(InputError, match=r"--resume: the run had other .*another"):
+        run_record.check(dict(own, **{key: "another"}), now)
+
+
+def test_the_number_of_workers_is_compared():
+    assert {"kvstore", "workers", "tf32_allowed"} < set(run_record.COMPARED)
 
 
 def test_initial_weights_cannot_be_exchanged_before_the_first_save(copy, here):
