@@ -234,7 +234,7 @@ def _heading(record):
         "- Recipe: `{}`'s ({}){}.".format(
             record["dataset"], record["configuration"], f", with `{changes}`" if changes else ""
         ),
-        f"- Command: `{command(record)}`.",
+        f"- Command: `{command(record)}`, with `--gpus` for the devices.",
         "- Initial weights: {}.".format(", ".join(weights)),
         "- Versions: {}.".format("; ".join(versions + (["commit " + ", ".join(commits)] if commits else []))),
         "",
@@ -278,6 +278,10 @@ def _changes(row):
 
 def _seeds(row):
     return ", ".join(str(run["seed"]) for run in row["runs"])
+
+
+def _seeds_in_words(row):
+    return f"seed{'s' if len(row['runs']) > 1 else ''} {_seeds(row)}"
 
 
 def _markdown(lines):
@@ -333,8 +337,11 @@ def digest(record, link):
     for table in record["tables"].values():
         run = [row for row in table["rows"] if row["runs"]]
         run.sort(key=lambda row: -statistics.mean(first_rank(row)))
-        of = " (seeds {})" if len({_seeds(row) for row in run}) > 1 else ""  # means over other seeds do not compare
-        figures = " · ".join(row["name"] + " " + _spread(row["last"][rank]) + of.format(_seeds(row)) for row in run)
+        differ = len({_seeds(row) for row in run}) > 1  # means over other seeds do not compare
+        figures = " · ".join(
+            f"{row['name']} {_spread(row['last'][rank])}" + (f" ({_seeds_in_words(row)})" if differ else "")
+            for row in run
+        )
         steps = "<br>".join(
             "{} > {}: {}".format(_entry(step, "better"), _entry(step, "worse"), _difference(step))
             for step in table["order"]

@@ -532,7 +532,7 @@ def test_rows_without_a_common_seed_have_no_difference(tmp_path):
     digest = results.digest(record, "all.md")
     assert "both > ranking loss alone: no seed in common |" in digest
     # a mean over other seeds cannot be compared, and says which ones it has
-    assert "ranking loss alone 0.5000 (seeds 1) · both 0.5000 (seeds 0)" in digest
+    assert "ranking loss alone 0.5000 (seed 1) · both 0.5000 (seed 0)" in digest
 
 
 def test_all_pairs_of_the_papers_order_are_compared(tmp_path):
