@@ -202,7 +202,8 @@ def run(options):
                 words = runner.words(job, options.gpus[0])
                 print("python {}".format(" ".join(map(shlex.quote, words))))
         return
-    check_data(jobs)
+    if states.count("finished") < len(states):
+        check_data(jobs)
     runner.run()
 
 
