@@ -28,7 +28,7 @@ def recipe_of(options):
     """
     recipe = recipes.RECIPES[options.dataset]
     if options.pretrained_model:
-        description = descriptions.read(options.pretrained_model)
+        description = descriptions.read_with_dim(options.pretrained_model)
         recipe = recipes.changed(recipe, recipes.typed({name: description[name] for name in INHERITED}))
     wanted = recipes.overlaid(recipe, options)
     for name in OF_WEIGHTS if options.pretrained_model else ():

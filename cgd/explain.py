@@ -69,11 +69,8 @@ def arguments():
     if options.k and not options.index:
         raise InputError("-k: for --query A --index INDEX")
     options.k = options.k or NEIGHBOURS
-    rows = options.k if options.index else len(options.images) - 1
     if not options.output.lower().endswith((".png", ".jpg", ".jpeg")):
         raise InputError(f"-o {options.output}: expected a name that ends with .png or .jpg")
-    if _height(rows) > JPEG_SIDE and not options.output.lower().endswith(".png"):
-        raise InputError(f"-o {options.output}: JPEG has no room for {rows} rows; expected a name that ends with .png")
     files.must_be_writable(options.output)
     return options
 
@@ -184,6 +181,12 @@ def _height(rows):
     return GAP + ROW * rows + LINE
 
 
+def check_height(rows, output):
+    """Raises InputError if a JPEG file cannot hold so many rows."""
+    if _height(rows) > JPEG_SIDE and not output.lower().endswith(".png"):
+        raise InputError(f"-o {output}: JPEG has no room for {rows} rows; expected a name that ends with .png")
+
+
 def _fitted(image):
     """The image scaled to fit into a square of SIDE pixels."""
     scale = SIDE / max(image.size)
@@ -198,6 +201,7 @@ def main():
         indexed = facts, _, vectors = index.read(options.index)
         search.network_of(options, facts, "as PREFIX")  # which raises InputError if it is another one
         common = search.common_of(vectors) if common is None else common
+    check_height(min(options.k, len(vectors)) if options.index else len(options.images) - 1, options.output)
 
     # Not before: these import MXNet, which takes far longer than all the above.
     from cgd.network.checkpoints import Checkpoint

@@ -121,6 +121,9 @@ def test_fine_tuning_prepares_images_as_the_checkpoint_says(lively, tmp_path):
     recipe = train.recipe_of(arguments.parse([*words, "--image-width", "48", "--std", "0.7,0.8,0.9"]))
     assert (recipe.image_width, recipe.image_height) == (48, 24)
     assert (recipe.mean, recipe.std) == ((0.1, 0.2, 0.3), (0.7, 0.8, 0.9))
+    dim = described.pop("dim")
+    (tmp_path / "net.json").write_text(json.dumps(described))
+    assert train.recipe_of(arguments.parse(words)).dim == dim != 1536  # the graph's
 
 
 def test_whole_images_and_other_statistics_are_evaluated_as_they_were_trained(small_demo, tmp_path, here):

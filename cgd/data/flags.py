@@ -90,13 +90,7 @@ def load_dataset(options, name, cropped=True, need_training=True):
     Raises InputError as datasets.load does, for --cropped without boxes, and for ranks that are too large.
     """
     files = (options.data_dir, options.train_txt, options.test_txt, options.bbox_txt, options.gallery_txt)
-    dataset = datasets.load(name, *files, need_training=need_training)
-    if options.cropped and dataset.test[0].box is None:
-        raise InputError(f"--cropped: {name} has no bounding boxes; give those of the listed images by --bbox-txt")
-    if not (cropped if options.cropped is None else options.cropped):
-        dataset = datasets.without_boxes(dataset)
-    dataset = dataset._replace(ranks=options.recallk or dataset.ranks)
-    datasets.check_ranks(dataset)
+    dataset = selected(datasets.load(name, *files, need_training=need_training), options, cropped)
     print(datasets.statistics(dataset))
     lonely = datasets.count_lonely(dataset)
     if lonely:
@@ -105,4 +99,17 @@ def load_dataset(options, name, cropped=True, need_training=True):
             "count as misses",
             file=sys.stderr,
         )
+    return dataset
+
+
+def selected(dataset, options, cropped=True):
+    """A data set with the boxes and ranks that the flags select. Raises InputError as `load_dataset` does."""
+    if options.cropped and dataset.test[0].box is None:
+        raise InputError(
+            f"--cropped: {dataset.name} has no bounding boxes; give those of the listed images by --bbox-txt"
+        )
+    if not (cropped if options.cropped is None else options.cropped):
+        dataset = datasets.without_boxes(dataset)
+    dataset = dataset._replace(ranks=options.recallk or dataset.ranks)
+    datasets.check_ranks(dataset)
     return dataset

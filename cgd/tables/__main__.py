@@ -148,22 +148,24 @@ def jobs_of(options):
 def check_data(jobs):
     """Raises InputError, before hours of work, for data that no run can use, or that are not those of earlier runs.
 
-    jobs : of one or several studies
+    jobs : of one or several studies; data that no run is left for need not be there
     """
     loaded = {}
     for job in jobs:
-        files = data_files(job.dataset, job.flags)
-        if files not in loaded:
+        files = data_files(job.options())
+        if files not in loaded and job.state() != "finished":
             loaded[files] = datasets.load(*files)
             datasets.check_trainable(loaded[files])
-        dataset, recipe = loaded[files], job.recipe
+    for job in jobs:
+        options, recipe = job.options(), job.recipe
+        if data_files(options) not in loaded:
+            continue
+        dataset = flags.selected(loaded[data_files(options)], options)
         identities = [record.identity for record in dataset.train]
         IdentitySampler(identities, recipe.batch_size, recipe.images_per_identity, seed=0, stop=0)
         if job.state() != "missing":
             known = runs.read_json(job.folder / "arguments.json").get("data_sha1")
-            whole = "--uncropped" in job.flags
-            now = datasets.digests(datasets.without_boxes(dataset) if whole else dataset)
-            if known not in (None, now):
+            if known not in (None, datasets.digests(dataset)):
                 raise InputError(
                     f"{job.folder}: had other images, classes or boxes than there are now; restore them, choose "
                     "another --name, or remove this folder"
@@ -202,8 +204,7 @@ def run(options):
                 words = runner.words(job, options.gpus[0])
                 print("python {}".format(" ".join(map(shlex.quote, words))))
         return
-    if states.count("finished") < len(states):
-        check_data(jobs)
+    check_data(jobs)
     runner.run()
 
 
@@ -246,7 +247,7 @@ def data_of(study):
     """A line on the data of a study, and the number of images of an evaluation."""
     source = datasets.SOURCES[study.dataset]
     try:
-        counts, found = datasets.counts(datasets.load(*data_files(study.dataset, study.flags))), "found"
+        counts, found = datasets.counts(datasets.load(*data_files(study.options()))), "found"
     except InputError as error:
         counts, found = source.counts or {}, f"missing: {error}"
     splits = ", ".join(f"{split.lower()} {n[1]:,} images of {n[0]:,}" for split, n in counts.items())
@@ -254,12 +255,9 @@ def data_of(study):
     return "data: {} ({}), {}".format(study.dataset, splits or "not known", found), tested
 
 
-def data_files(dataset, words):
-    """(data set, folder and lists) that train.py's flags name, as `datasets.load` takes them."""
-    parser = errors.Parser(add_help=False)
-    flags.add_data_flags(parser, dataset)
-    given, _ = parser.parse_known_args(list(words))
-    return (dataset, given.data_dir, given.train_txt, given.test_txt, given.bbox_txt, given.gallery_txt)
+def data_files(options):
+    """(data set, folder and lists) that train.py's options name, as `datasets.load` takes them."""
+    return (options.dataset, *(getattr(options, name) for name in runs.LISTS))
 
 
 def duration(seconds):

@@ -8,7 +8,7 @@ import statistics
 from cgd.data import datasets
 from cgd.system.errors import InputError
 from cgd.system.files import replacing
-from cgd.tables import paper
+from cgd.tables import paper, runs
 from cgd.training import recipes
 
 SCORES = (
@@ -50,7 +50,7 @@ def collect(study, names=None):
         table = paper.TABLES[name]
         rows = [_row(study, row) for row in study.rows(table)]
         for row, found in zip(study.rows(table), rows):
-            check_origins(study, row, found["runs"], origins)
+            check_origins(study, name, row, found["runs"], origins)
         run = sum(bool(row["runs"]) for row in rows)
         if names or run >= min(2, len(rows)) > 0:
             tables[name] = {"title": table.title, "note": table.note, "rows": rows, "order": steps_of(table, rows)}
@@ -66,13 +66,13 @@ def collect(study, names=None):
     }
 
 
-def check_origins(study, row, row_runs, known):
+def check_origins(study, table, row, row_runs, known):
     """Raises InputError if runs started from other images or other initial weights than those before them.
 
     Both can change between two commands, without a change of the recipe. Rows may have backbones of their own, but
-    either all weights are random or none.
+    in a table either all weights are random or none.
 
-    known : {what: (value, folder)} of the runs before, to be added to
+    table : its name · known : {what: (value, folder)} of the runs before, to be added to
     """
     for run in row_runs:
         job = study.job(row, run["seed"])
@@ -81,7 +81,7 @@ def check_origins(study, row, row_runs, known):
         for what, of, own in (
             ("images, classes or boxes", tuple(row.flags), run["data_sha1"]),  # --uncropped has no boxes
             ("initial weights", job.recipe.backbone, weights),
-            ("initial weights, random or not,", None, origin),
+            ("initial weights, random or not,", table, origin),
         ):
             value, folder = known.setdefault((what, of), (own, job.folder)) if own else (None, None)
             if value != own:
@@ -109,8 +109,7 @@ def _row(study, row):
 def has_papers_network(study):
     """Whether a study has the network, images and cropping of the data set's recipe, as the paper's figures do."""
     own, papers, options = study.recipe(), recipes.RECIPES[study.dataset], study.options()
-    lists = options.train_txt, options.test_txt, options.bbox_txt, options.gallery_txt
-    usual = options.cropped is None and not any(lists)
+    usual = options.cropped is None and not any(getattr(options, name) for name in runs.LISTS[1:])
     return usual and all(getattr(own, name) == getattr(papers, name) for name in NETWORK)
 
 

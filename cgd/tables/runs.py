@@ -29,6 +29,7 @@ from cgd.tables import paper
 from cgd.training import arguments, curves, recipes
 
 SETTING = "setting.json"
+LISTS = ("data_dir", "train_txt", "test_txt", "bbox_txt", "gallery_txt")  # options of where the data are
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
 MAX_WORKERS = 8  # loader processes of a run, if several runs share the cores
@@ -84,19 +85,20 @@ class Study(NamedTuple):
         parts += [flag.lstrip("-") for flag in row.flags]
         folder = self.folder / (",".join(parts) or "recipe") / f"seed-{seed}"
         scratch = ("--from-scratch",) if self.dataset == "demo" else ()
-        return Job(
-            folder, self.dataset, recipe, ("--dataset", self.dataset, *scratch, *self.flags, *words, *row.flags), seed
-        )
+        return Job(folder, recipe, ("--dataset", self.dataset, *scratch, *self.flags, *words, *row.flags), seed)
 
 
 class Job(NamedTuple):
-    """One run: its folder, its data set, the recipe it must have, and train.py's flags for that."""
+    """One run: its folder, the recipe it must have, and train.py's flags for that."""
 
     folder: Path
-    dataset: str
     recipe: recipes.Recipe
     flags: Tuple[str, ...]
     seed: int
+
+    def options(self):
+        """The options of train.py."""
+        return arguments.parse(list(self.flags))
 
     def command(self, gpu, workers=None):
         """The words of train.py that start the run.
@@ -243,9 +245,10 @@ def open_study(folder, dataset=None, flags=()):
         raise InputError(f"{folder}: runs on {known.dataset}; choose another --name for {dataset}")
     asked = known._replace(flags=tuple(flags)) if flags else known
     own, new = (dict(experiment(study), **asdict(study.recipe())) for study in (known, asked))
-    differ = ", ".join(f"{recipes.flag(name)} {own[name]}, not {new[name]}" for name in own if own[name] != new[name])
+    differ = [f"{recipes.flag(name)} {own[name]}, not {new[name]}" for name in own if own[name] != new[name]]
     if differ:
-        raise InputError(f"{folder}: its runs have {differ}; choose another --name")
+        hint = "choose another --name, or give no flags after --, for those of its runs"
+        raise InputError(f"{folder}: its runs have {', '.join(differ)}; {hint}".replace(" None", " not given"))
     return asked
 
 
@@ -331,10 +334,11 @@ class Runner:
 
     def _train(self, job, gpu, claim):
         words, start = self.words(job, gpu), time.monotonic()
-        before = 0 if job.state() == "missing" else job.seconds()
+        new = job.state() == "missing"
+        before = 0 if new else job.seconds()
         tell(f"begin  {job.folder}  (--gpu {gpu})")
         with open(str(job.folder / "output.txt"), "ab") as output:
-            told = output.tell()
+            told = output.tell() if new else 0  # warnings are not repeated by what resumes a run
             process = subprocess.Popen(
                 [sys.executable, *words],
                 stdin=subprocess.DEVNULL,
@@ -370,7 +374,7 @@ def tell(text):
 
 
 def warnings_in(file, start):
-    """The different warnings in the output of a run, from a byte on."""
+    """The different warnings in an output of train.py, from a byte on."""
     text = Path(file).read_bytes()[start:].decode(errors="replace").replace("\r", "\n")
     return list(dict.fromkeys(line for line in text.split("\n") if line.startswith("warning: ")))
 

@@ -335,6 +335,16 @@ def test_a_backbone_is_the_same_from_every_kind_of_file(tmp_path, checkpoint):
         np.testing.assert_array_equal(features(images).asnumpy(), expected)
 
 
+@pytest.mark.parametrize("magic", [b"\x80\x02", b"PK"])
+def test_the_length_of_a_header_is_no_magic_number(tmp_path, magic):
+    """A file of safetensors begins with it."""
+    length = int.from_bytes(magic, "little")
+    content = safetensors({"a": ("F32", (2,), bytes(8))})
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")].rstrip(b" ")
+    (tmp_path / "a.safetensors").write_bytes(length.to_bytes(8, "little") + header.ljust(length) + bytes(8))
+    assert formats.read(tmp_path / "a.safetensors")["a"].asnumpy().tolist() == [0, 0]
+
+
 def test_a_file_of_another_backbone_says_which(checkpoint, few_backbones):
     features = backbones.convolutions("mobilenet0.5")
     with pytest.raises(InputError) as told:

@@ -451,7 +451,7 @@ def test_a_study_keeps_its_setting(tmp_path):
     (tmp_path / "a" / "recipe" / "seed-0").mkdir(parents=True)
     (tmp_path / "a" / "recipe" / "seed-0" / "log.jsonl").touch()
     for words, told in (
-        (["--iterations", "5", "--uncropped"], "a: its runs have --cropped None, not False; choose another --name"),
+        (["--iterations", "5", "--uncropped"], "a: its runs have --cropped not given, not False; choose another"),
         (["--iterations", "7", "--dim", "30"], "a: its runs have --dim .*, not 30, --iterations 5, not 7; choose"),
     ):
         with pytest.raises(InputError, match=told):
@@ -695,6 +695,19 @@ def test_other_images_than_those_of_earlier_runs_are_told_before_the_next(many_b
     say(dict(now, test="another"))
     with pytest.raises(InputError, match="recipe/seed-0: had other images, classes or boxes than there are now"):
         tables.check_data([missing, job])
+    tables.check_data([job])  # nothing is left to run
+
+
+def test_random_and_pretrained_runs_may_be_in_different_tables(tmp_path):
+    study = runs.Study(tmp_path / "cub200", "cub200", ("--backbone", "resnet18_v1"))
+    for name in ("concat", "sum"):
+        job = study.job(row_named("4", name), 0)
+        pretend(job, recalls(0.5))
+        file = job.folder / "arguments.json"
+        file.write_text(json.dumps(dict(json.loads(file.read_text()), command=["train.py", "--from-scratch"])))
+    for name in ("resnet50_v1", "bn_inception"):
+        pretend(study.job(row_named("backbones", name), 0), recalls(0.5))
+    assert {"4", "backbones"} <= set(results.collect(study)["tables"])
 
 
 def test_warnings_of_a_run_are_told_at_its_end(stand_in, capfd):
@@ -707,6 +720,20 @@ def test_warnings_of_a_run_are_told_at_its_end(stand_in, capfd):
     told = capfd.readouterr().out.splitlines()
     assert told[1].startswith(f"end    {job.folder}  R@1 0.5000")
     assert [line.strip() for line in told[2:]] == ["warning: odd", "warning: even"]
+
+
+def test_a_resumed_run_does_not_lose_its_warnings(stand_in, capfd):
+    """A process that resumes a run does not repeat them."""
+    job, _ = stand_in
+    job.folder.mkdir(parents=True)
+    (job.folder / "stop").touch()
+    with pytest.raises(InputError):
+        runs.Runner([job], [-1]).run()
+    with open(str(job.folder / "output.txt"), "a") as output:
+        output.write("warning: the triplet loss has collapsed\n")
+    capfd.readouterr()
+    runs.Runner([job], [-1]).run()
+    assert capfd.readouterr().out.splitlines()[-1].strip() == "warning: the triplet loss has collapsed"
 
 
 def test_nothing_to_plot_is_told(tmp_path, monkeypatch, capfd):
