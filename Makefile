@@ -33,11 +33,12 @@ lint: .venv/ready-for-tests
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
+# An environment with the same build is kept, with what was added to it: only what these files name is installed.
 # The CPU build of MXNet, or the GPU build where a GPU that it has code for is found: see cgd/system/machine.py.
 .venv/ready: requirements.txt requirements-cpu.txt
 	@requirements=$$($(PYTHON) -m cgd.system.machine) && echo "installing $$requirements into .venv" && \
-	$(PYTHON) -m venv --clear .venv && \
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $$requirements && touch $@
+	{ { [ "$$(cat $@)" = "$$requirements" ] && .venv/bin/python -c ''; } 2>/dev/null || $(PYTHON) -m venv --clear .venv; } && \
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $$requirements && echo $$requirements >$@
 
 .venv/ready-for-tests: .venv/ready requirements-test.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt && touch $@
@@ -47,6 +48,7 @@ bench: .venv-bench/ready
 	.venv-bench/bin/python benchmarks/compare.py
 
 .venv-bench/ready: requirements-bench.txt requirements-cpu.txt
+	@$(PYTHON) -m cgd.system.machine >/dev/null
 	@echo "installing requirements-bench.txt into .venv-bench: gigabytes, for minutes and without a word"
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt && touch $@

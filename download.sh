@@ -107,6 +107,16 @@ problem() { # PATH
     [ "$found" = "$check" ] || echo "$found, expected $check"
 }
 
+# Makes a second download.sh end that would write into the same FOLDER, as long as this one runs.
+locked=
+only_one() { # FOLDER
+    local lock
+    case $locked in *"|$1|"*) return ;; esac
+    command -v flock >/dev/null || return 0
+    exec {lock}<"$1" && flock -n "$lock" || fail "$1: another download.sh is at work there; wait for its end"
+    locked+="|$1|"
+}
+
 # Sets `archive` to a verified copy of FILE: FOLDER/FILE if the user has put it there, otherwise a download. Downloads
 # are always named FOLDER/FILE.part, so that a file without .part is the user's.
 fetch() { # FILE, FOLDER, ADVICE IF IT CANNOT BE DOWNLOADED
@@ -115,6 +125,8 @@ fetch() { # FILE, FOLDER, ADVICE IF IT CANNOT BE DOWNLOADED
     read -ra addresses <<<"$addresses"
     [ -z "$CGD_MIRROR" ] || addresses=("${CGD_MIRROR%/}/$file" "${addresses[@]}")
     archive=$2/$file
+    mkdir -p -- "$2" || fail "$2: cannot be created"
+    only_one "$2"
     if [ -e "$archive" ]; then
         wrong=$(problem "$archive")
         [ -z "$wrong" ] || fail "$archive: $wrong; replace or delete this file, $again"
@@ -122,7 +134,6 @@ fetch() { # FILE, FOLDER, ADVICE IF IT CANNOT BE DOWNLOADED
     fi
     archive=$2/$file.part
     [ -s "$archive" ] && [ -z "$(problem "$archive")" ] && return
-    mkdir -p -- "$2" || fail "$2: cannot be created"
     for address in "${addresses[@]}"; do
         echo "downloading $file from $address"
         fetch_from "$address" && return

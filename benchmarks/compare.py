@@ -185,7 +185,8 @@ def measure(what, titles, name, folder, rounds, limit):
     rates = compare(titles, name, images, folder, rounds)
     if next(iter(titles)) in rates:  # the one that the others are compared with
         flops = json.loads((folder / name / "counts.json").read_text())["flops"] if what == "inference" else None
-        print(f"\n{what}: {name}, {network.size} px, {images} images at a time\n")
+        of = "images at a time" if what in ("inference", "training") else "image files"
+        print(f"\n{what}: {name}, {network.size} px, {images} {of}\n")
         print("\n".join(table(rates, flops, limit)), flush=True)
     return len(rates) == len(titles)
 

@@ -94,7 +94,7 @@ def main():
     numbers = np.sort(np.random.RandomState(0).permutation(len(vectors))[:count])
     expected = None
     print(f"{len(vectors)} x {vectors.shape[1]}, {len(numbers)} queries, k = {options.k}")
-    print(f"| engine | share of the exact {options.k} nearest | bytes per picture | ms per query | build, s |")
+    print(f"| engine | share of the exact {options.k} nearest | bytes of a vector | ms per query | build, s |")
     print("|---|---|---|---|---|")
     for name, build in ENGINES.items():
         start = time.time()

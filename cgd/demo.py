@@ -16,6 +16,7 @@ from tqdm import tqdm
 from cgd.data import datasets
 from cgd.data.birds import draw_demo
 from cgd.system import errors, files
+from cgd.system.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,6 +50,8 @@ def main():
     for names in (("--gpu", "--gpus"), ("--num-workers",), ("--data-dir",)):  # test.py takes these too
         parser.add_argument(*names, help=argparse.SUPPRESS)
     options, flags = parser.parse_known_args()
+    if not (ROOT / "train.py").exists():
+        raise InputError(f"{ROOT}: has no train.py; run this in a clone of the repository")
     start = time.time()
     folder = files.new_folder(ROOT / "runs", "demo").relative_to(ROOT)
     data = options.data_dir or datasets.SOURCES["demo"].folder

@@ -185,7 +185,11 @@ class PageItems(Sequence):
 def write_page(options, facts, items, vectors, queries, described, found, distances):
     """Writes the page of --html."""
     count, shown = len(queries), slice(page.MOST_QUERIES)
-    about = [("index", options.index), ("pictures", f"{len(items):,}"), ("described by", facts["name"])]
+    about = [
+        ("index", options.index),
+        ("pictures", f"{len(items):,}"),
+        ("described by", os.path.basename(facts["name"])),
+    ]
     page.write(
         options.html,
         [page.Item(query.path, query.crop, query.label) for query in queries[shown]],
@@ -197,6 +201,7 @@ def write_page(options, facts, items, vectors, queries, described, found, distan
         note=f"The first {page.MOST_QUERIES:,} of {count:,} queries." if count > page.MOST_QUERIES else "",
         vectors=(described, vectors) if count > 1 else None,  # a plot of one query and what it finds says little
         maps=similarity_maps(options, facts, vectors),
+        folder=facts["folder"],
     )
     print(f"written: {options.html}", file=sys.stderr)
 

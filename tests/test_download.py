@@ -3,6 +3,7 @@
 Proxies that do not exist stand between the script and every other address, so that no test can reach one.
 """
 
+import fcntl
 import hashlib
 import io
 import os
@@ -178,7 +179,7 @@ class Project:
         self.rows = {}
         for made in (self.folder, self.bin, folder / "home"):
             made.mkdir()
-        for tool in TOOLS + [fetcher]:
+        for tool in TOOLS + [fetcher, *(["flock"] if shutil.which("flock") else [])]:
             (self.bin / tool).symlink_to(shutil.which(tool))
         (self.bin / "sleep").symlink_to(shutil.which("true"))  # no wait between one try and the next
         (self.bin / "python3").symlink_to(os.path.realpath(sys.executable))
@@ -279,6 +280,23 @@ def test_a_download_is_unpacked_once(project):
     out, err = project.good("cub200")
     assert out.startswith("already exists: ") and not err
     assert project.ranges() == [None]
+
+
+@with_either
+def test_a_second_one_does_not_disturb_the_first(project):
+    """Both would write into one file, and each would take it for a wrong one."""
+    if not shutil.which("flock"):
+        pytest.skip("flock is not installed")
+    project.data.mkdir(exist_ok=True)
+    folder = os.open(str(project.data), os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        assert "data: another download.sh is at work there; wait for its end" in project.bad("cub200")
+    finally:
+        os.close(folder)
+    assert project.left() == [] and not project.asked()
+    project.good("cub200")
+    cub_is_whole(project)
 
 
 def test_an_existing_folder_is_not_touched(project):

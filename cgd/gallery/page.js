@@ -34,7 +34,7 @@ const endOf = name => name.split("/").slice(-2).join("/");
 /** A long name, which may be broken into lines behind each _ and /. */
 function breakable(name) {
   const node = element("span", { className: "name" });
-  for (const part of name.split(/(?<=[_/])/)) node.append(part, element("wbr"));
+  for (const part of name.match(/[^_/]*[_/]|[^_/]+$/g) || []) node.append(part, element("wbr"));
   return node;
 }
 
@@ -159,7 +159,7 @@ function refresh() {
   const part = judged ? `${shown.length} of ` : ""; // else there are no filters
   byId("count").textContent = `${part}${data.rows.length} ${data.rows.length > 1 ? "queries" : "query"}${said}`;
   byId("rows").replaceChildren();
-  more();
+  fill();
   const tile = byId("rows").querySelector(".tile");
   if (tile) makeTabStop(tile);
   draw();
@@ -208,8 +208,11 @@ function focusTile(index, place) {
 
 const MOVES = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 
+/** The move of an arrow key; none with another key held down, which is the browser's own: Alt and left goes back. */
+const moveOf = event => (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey ? null : MOVES[event.key]);
+
 byId("rows").addEventListener("keydown", event => {
-  const move = MOVES[event.key];
+  const move = moveOf(event);
   const tile = event.target.closest(".tile");
   if (!move || !tile) return;
   event.preventDefault();
@@ -258,6 +261,7 @@ function openPair(row, place) {
   byId("below").disabled = row === shown[shown.length - 1];
   showMaps();
   if (!dialog.open) dialog.showModal();
+  if (document.activeElement.disabled) byId("close").focus(); // else the keys would no longer reach the dialog
 }
 
 function movePair([rows, places]) {
@@ -268,13 +272,15 @@ function movePair([rows, places]) {
 }
 
 dialog.addEventListener("keydown", event => {
-  const move = MOVES[event.key];
+  const move = moveOf(event);
   if (!move || event.target.matches("input")) return;
   event.preventDefault();
   movePair(move);
 });
 dialog.addEventListener("click", event => {
-  if (event.target === dialog) dialog.close(); // beside its content
+  const { left, right, top, bottom } = dialog.getBoundingClientRect();
+  const inside = left <= event.clientX && event.clientX <= right && top <= event.clientY && event.clientY <= bottom;
+  if (event.target === dialog && !inside) dialog.close();
 });
 dialog.addEventListener("close", () => focusTile(shown.indexOf(opened.row), opened.place + 1));
 byId("previous").addEventListener("click", () => movePair(MOVES.ArrowLeft));
@@ -423,6 +429,9 @@ function under(event) {
   return point && away(point) < 12 ? point : null;
 }
 
+// Read aloud only while the plot has the focus: a picture of the list has a label of its own.
+canvas.addEventListener("focus", () => byId("point").setAttribute("aria-live", "polite"));
+canvas.addEventListener("blur", () => byId("point").setAttribute("aria-live", "off"));
 canvas.addEventListener("pointermove", event => {
   const point = under(event);
   if (point && point !== current) markPoint(point.id);
@@ -432,7 +441,7 @@ canvas.addEventListener("click", event => {
   if (point) goTo(point.id);
 });
 canvas.addEventListener("keydown", event => {
-  const move = MOVES[event.key];
+  const move = moveOf(event);
   const enter = event.key === "Enter" && current;
   if (!move && !enter) return;
   event.preventDefault(); // else the key would also press the picture that gets the focus
@@ -477,8 +486,10 @@ function start() {
   if (data.scatter) {
     const [x, y] = data.scatter.explained.map(share => (100 * share).toFixed(0) + " %");
     canvas.setAttribute("aria-label", "Scatter plot of the descriptors. Arrow keys move, Enter shows the row.");
+    const all = data.pictures.length;
+    const some = data.scatter.points.length < all ? ` ${data.scatter.points.length} of the ${all} pictures.` : "";
     const kinds = judged ? "\u25cf query, right \u2717 query, wrong \u00b7 other picture" : "\u25cf query \u00b7 other picture";
-    byId("legend").textContent = `${kinds}. Axes: ${x} and ${y} of the variance.`;
+    byId("legend").textContent = `${kinds}. Axes: ${x} and ${y} of the variance.${some}`;
   }
   byId("confused").querySelector("ol").append(
     ...data.confused.map(([a, b, wrong, count]) => {

@@ -58,6 +58,7 @@ def write(
     vectors=None,
     link_images=False,
     maps=None,
+    folder=None,
 ):
     """Writes a page with a row for each query: the query and its neighbours.
 
@@ -76,6 +77,7 @@ def write(
     link_images : refer to the files, by addresses relative to the page's folder, instead of storing thumbnails
     maps : function from a list of pairs (query Item, gallery Item) to an iterable with a list of SimilarityMap for each
         pair, in their order. It is called once, with the first MAPPED neighbours of each query and its nearest positive
+    folder : that the gallery lies in, or None. Names are shown without it
 
     Pictures that cannot be read are shown as such, and counted in a warning. Raises InputError if `file` cannot be
     written.
@@ -114,7 +116,8 @@ def write(
         "recalls": [[name, round(value, 4)] for name, value in recalls],
         "labels": labels,
         "pictures": [
-            [name, label_numbers.get(item.label, -1), *view] for name, item, view in zip(_names(items), items, views)
+            [name, label_numbers.get(item.label, -1), *view]
+            for name, item, view in zip(_names(items, folder), items, views)
         ],
         "k": neighbours.shape[1],
         "ranked": positives is not None,
@@ -173,11 +176,16 @@ def _views(items, folder, link_images):
     return [list(size) for size, _ in done], [content for _, content in done]
 
 
-def _names(items):
-    """The items' paths below the folder that is common to all, so that the page does not tell where they lie."""
+def _names(items, folder=None):
+    """The items' paths below a folder, so that the page does not tell where they lie.
+
+    It is `folder`, or for items that are not in it, the one that is common to them.
+    """
     paths = [os.path.abspath(item.path) for item in items]
-    common = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return [os.path.relpath(path, common) for path in paths]
+    inside = [folder is not None and os.path.commonpath([folder, path]) == os.path.abspath(folder) for path in paths]
+    others = [os.path.dirname(path) for path, within in zip(paths, inside) if not within]
+    common = os.path.commonpath(others) if others else None
+    return [os.path.relpath(path, folder if within else common) for path, within in zip(paths, inside)]
 
 
 def _by_number(label):
@@ -208,7 +216,7 @@ def _quantised(values):
 
 
 def _scatter(queries, gallery, neighbours, items, vectors):
-    """The first two principal components of the vectors of pictures on the page, the queries first.
+    """The first two principal components of the vectors of pictures on the page: of all, or of every n-th.
 
     Returns {"points": [[picture, x, y]], "explained": [share of the variance, for x and y]}.
     """
@@ -217,7 +225,8 @@ def _scatter(queries, gallery, neighbours, items, vectors):
         rows.setdefault(items[query], (0, index))
     for index in dict.fromkeys(neighbours.ravel().tolist()):
         rows.setdefault(items[gallery[index]], (1, index))
-    chosen = list(rows.items())[:MOST_POINTS]
+    every = -(-len(rows) // MOST_POINTS)  # evenly, for pictures are often in the order of their classes
+    chosen = list(rows.items())[::every]
     points, explained = principal_components(np.stack([vectors[of][index] for _, (of, index) in chosen]))
     return {
         "points": [[picture, *map(float, point)] for (picture, _), point in zip(chosen, points.round(4))],

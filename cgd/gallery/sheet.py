@@ -30,6 +30,8 @@ def neighbours(saved, file, queries=8, k=8, seed=0):
     boxes = [tuple(box) if box[2] else None for box in saved["boxes"].tolist()]
     query_vectors, gallery = saved["embeddings"][~in_gallery], saved["embeddings"][in_gallery]
     count = len(query_vectors)
+    if count + len(gallery) < 2:
+        raise InputError("a single picture has no neighbours; expected two or more")
     rows = np.sort(np.random.RandomState(seed).permutation(count)[:queries])
     if len(gallery):
         found = nearest(query_vectors, min(k, len(gallery)), gallery)[rows] + count  # the gallery follows the queries
@@ -85,6 +87,7 @@ def main():
     )
     parser.add_argument("--seed", type=flags.whole(0), default=0, help="seed of the choice of queries (default: 0)")
     options = parser.parse_args()
+    files.must_be_writable(options.image)
     names = ("embeddings", "identities", "paths", "boxes", "gallery")
     try:
         with np.load(options.embeddings) as archive:

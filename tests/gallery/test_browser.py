@@ -166,7 +166,12 @@ def test_rows_are_built_when_they_are_scrolled_to(opened):
     opened.resize(1280, 100)
     opened.run("document.getElementById('reset').click()")
     assert len(opened.texts(".row")) < 60
-    assert wait_until(lambda: opened.run("scrollTo(0, 1e6); return document.querySelectorAll('.row').length") == 60)
+    rows = "scrollTo(0, 1e6); return document.querySelectorAll('.row').length"
+    assert wait_until(lambda: opened.run(rows) == 60)
+    opened.resize(1280, 6000)  # the end of 20 rows is always near
+    opened.click("#wrong")
+    opened.click("#reset")
+    assert wait_until(lambda: opened.run(rows) == 60)
 
 
 def test_keys_move_and_open_pairs(opened):
@@ -189,6 +194,42 @@ def test_keys_move_and_open_pairs(opened):
     opened.press("Escape")
     assert not opened.run("return document.getElementById('pair').open")
     assert wait_until(lambda: focused(opened) == [1, 2])  # the event of closing comes later
+
+
+def test_the_keys_of_a_pair_work_on_behind_either_end(opened):
+    """A button that has the focus is switched off there, and would take the keys with it."""
+    opened.run("document.querySelector('.tile').focus()")
+    opened.press("Enter", *["ArrowRight"] * 12)
+    last = opened.texts("#verdict")[0]
+    assert re.search("neighbour (10|11),", last)
+    opened.press("ArrowRight", "ArrowLeft")
+    assert opened.texts("#verdict")[0] != last
+    opened.press("ArrowUp", *["ArrowLeft"] * 12)
+    assert "neighbour 1," in opened.texts("#verdict")[0]
+    opened.press("ArrowDown", "ArrowRight")
+    assert "neighbour 2," in opened.texts("#verdict")[0] and LABELS[1] in opened.texts("#large figcaption")[0]
+    opened.press("Escape")
+
+
+def test_keys_of_the_browser_are_left_to_it(opened):
+    prevented = (
+        "const tile = document.querySelector('.tile'); tile.focus();"
+        "const given = {key: 'ArrowLeft', bubbles: true, cancelable: true, ...arguments[0]};"
+        "const event = new KeyboardEvent('keydown', given);"
+        "tile.dispatchEvent(event); return event.defaultPrevented;"
+    )
+    assert opened.run(prevented, {})
+    assert not any(opened.run(prevented, {key: True}) for key in ("altKey", "ctrlKey", "metaKey", "shiftKey"))
+
+
+def test_a_click_within_the_border_of_a_pair_does_not_close_it(opened):
+    opened.click(".tile")
+    click = (
+        "const pair = document.getElementById('pair'), box = pair.getBoundingClientRect();"
+        "pair.dispatchEvent(new MouseEvent('click', {clientX: box.left + arguments[0], clientY: box.top + 20}));"
+        "return pair.open;"
+    )
+    assert opened.run(click, 3) and not opened.run(click, -3)
 
 
 def test_a_click_opens_a_pair_with_its_maps(opened):

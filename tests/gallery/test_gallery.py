@@ -91,6 +91,25 @@ def test_names_and_facts_come_through_as_they_are(tmp_path, items, capsys):
     assert "1 of 4 pictures of the page cannot be read" in capsys.readouterr().err
 
 
+def test_names_of_a_search_are_without_the_folders_of_the_index_and_of_the_queries():
+    found = [page.Item(f"/home/me/photos/{name}", None, None) for name in ("a.png", "far/b.png")]
+    queries = [page.Item(f"/tmp/new/{name}", None, None) for name in ("x.png", "y/z.png")]
+    assert page._names([*queries, *found], "/home/me/photos") == ["x.png", "y/z.png", "a.png", "far/b.png"]
+    assert page._names(found, "/home/me/photos") == ["a.png", "far/b.png"]
+    assert page._names(queries, "/home/me/photos") == ["x.png", "y/z.png"]
+    assert page._names([found[1]]) == ["b.png"]
+
+
+def test_the_points_of_the_plot_are_taken_evenly(monkeypatch):
+    """Of ten pictures in the order of their classes, every third; neighbours count as the queries do."""
+    monkeypatch.setattr(page, "MOST_POINTS", 4)
+    items = {name: number for number, name in enumerate("abcdefghij")}
+    queries, gallery = list("abcde"), list("fghij")
+    vectors = [np.random.RandomState(seed).randn(5, 3) for seed in (0, 1)]
+    found = page._scatter(queries, gallery, np.arange(5)[:, None], items, vectors)
+    assert [picture for picture, *_ in found["points"]] == [0, 3, 6, 9]
+
+
 def test_the_policy_allows_this_script_and_style_and_no_other_source(tmp_path, items):
     for link_images in (False, True):
         _, _, elements = write(tmp_path / "page.html", items, link_images=link_images)
