@@ -859,6 +859,9 @@ def test_the_demo_passes_on_what_test_takes_too(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(demo, "recalls", lambda _, name: {"1": {"before": 0.1, "after": 0.2, "uncropped": 0.3}[name]})
     words = ["--gpus", "2,1", "--num-workers", "0", "--data-dir", str(tmp_path), "--iterations", "9"]
     monkeypatch.setattr(sys, "argv", ["demo", *words])
+    with pytest.raises(InputError, match="has no train.py; run this in a clone"):
+        demo.main()
+    (tmp_path / "train.py").touch()
     demo.main()
     both, folder = f"--data-dir {tmp_path} --num-workers 0", "runs/demo-2"
     train = f"train.py --dataset demo --from-scratch {both} --gpus 2,1 --iterations 9"

@@ -71,8 +71,9 @@ def read(name):
 
 def read_with_dim(name):
     """As `read`, but dimensions that PREFIX.json does not give are those of the graph. Imports MXNet only for this."""
+    description = read(name)
     if is_onnx(name) or "dim" in of_file(f"{name}.json"):
-        return read(name)
+        return description
     from cgd.network.checkpoints import Checkpoint
 
     return Checkpoint(name).description
