@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from cgd.data import datasets
+from cgd.network.options import RUNTIMES
 from cgd.system import machine
 from cgd.system.errors import InputError
 
@@ -76,7 +77,7 @@ def add_workers_flag(add):
 def add_device_flags(add):
     """Adds the flags of what runs a network for evaluation, but its precision. add : as in `add_workers_flag`"""
     help_ = "what runs the network (default: mxnet; onnx for FILE.onnx)"
-    add("--runtime", choices=("mxnet", "onnx"), help=help_)
+    add("--runtime", choices=RUNTIMES, help=help_)
     add("--gpu", type=int, default=0, metavar="N", help="GPU number; -1 for the CPU (default: 0)")
     add("--batch-size", type=whole(1), default=32, metavar="N", help="images per step (default: 32)")
 
@@ -89,8 +90,7 @@ def load_dataset(options, name, cropped=True, need_training=True):
 
     Raises InputError as datasets.load does, for --cropped without boxes, and for ranks that are too large.
     """
-    files = (options.data_dir, options.train_txt, options.test_txt, options.bbox_txt, options.gallery_txt)
-    dataset = selected(datasets.load(name, *files, need_training=need_training), options, cropped)
+    dataset = selected(datasets.load(name, *files_of(options), need_training=need_training), options, cropped)
     print(datasets.statistics(dataset))
     lonely = datasets.count_lonely(dataset)
     if lonely:
@@ -100,6 +100,11 @@ def load_dataset(options, name, cropped=True, need_training=True):
             file=sys.stderr,
         )
     return dataset
+
+
+def files_of(options):
+    """The folder and the lists that the flags name, as `datasets.load` takes them; None for those not given."""
+    return options.data_dir, options.train_txt, options.test_txt, options.bbox_txt, options.gallery_txt
 
 
 def selected(dataset, options, cropped=True):

@@ -257,7 +257,7 @@ def data_of(study):
 
 def data_files(options):
     """(data set, folder and lists) that train.py's options name, as `datasets.load` takes them."""
-    return (options.dataset, *(getattr(options, name) for name in runs.LISTS))
+    return (options.dataset, *flags.files_of(options))
 
 
 def duration(seconds):

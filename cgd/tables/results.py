@@ -5,10 +5,10 @@ import json
 import shlex
 import statistics
 
-from cgd.data import datasets
+from cgd.data import datasets, flags
 from cgd.system.errors import InputError
 from cgd.system.files import replacing
-from cgd.tables import paper, runs
+from cgd.tables import paper
 from cgd.training import recipes
 
 SCORES = (
@@ -109,7 +109,7 @@ def _row(study, row):
 def has_papers_network(study):
     """Whether a study has the network, images and cropping of the data set's recipe, as the paper's figures do."""
     own, papers, options = study.recipe(), recipes.RECIPES[study.dataset], study.options()
-    usual = options.cropped is None and not any(getattr(options, name) for name in runs.LISTS[1:])
+    usual = options.cropped is None and not any(flags.files_of(options)[1:])  # the folder may be anywhere
     return usual and all(getattr(own, name) == getattr(papers, name) for name in NETWORK)
 
 

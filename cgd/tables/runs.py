@@ -29,7 +29,6 @@ from cgd.tables import paper
 from cgd.training import arguments, curves, recipes
 
 SETTING = "setting.json"
-LISTS = ("data_dir", "train_txt", "test_txt", "bbox_txt", "gallery_txt")  # options of where the data are
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
 MAX_WORKERS = 8  # loader processes of a run, if several runs share the cores
@@ -245,10 +244,13 @@ def open_study(folder, dataset=None, flags=()):
         raise InputError(f"{folder}: runs on {known.dataset}; choose another --name for {dataset}")
     asked = known._replace(flags=tuple(flags)) if flags else known
     own, new = (dict(experiment(study), **asdict(study.recipe())) for study in (known, asked))
-    differ = [f"{recipes.flag(name)} {own[name]}, not {new[name]}" for name in own if own[name] != new[name]]
+    texts = [
+        {name: "not given" if v is None else recipes.text_of(v) for name, v in each.items()} for each in (own, new)
+    ]
+    differ = [f"{recipes.flag(name)} {texts[0][name]}, now {texts[1][name]}" for name in own if own[name] != new[name]]
     if differ:
         hint = "choose another --name, or give no flags after --, for those of its runs"
-        raise InputError(f"{folder}: its runs have {', '.join(differ)}; {hint}".replace(" None", " not given"))
+        raise InputError(f"{folder}: its runs have {', '.join(differ)}; {hint}")
     return asked
 
 

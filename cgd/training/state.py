@@ -67,11 +67,9 @@ def restore(run):
         run.evaluated = None  # a finished run is evaluated once more, and writes `best`
         if facts["best"] and run.leads:
             recalls, iteration = facts["best"]
-            say(
-                f"warning: {run.folder}/best is missing; it had R@{min(run.dataset.ranks)} "
-                f"{recalls[run.dataset.ranks.index(min(run.dataset.ranks))]:.4f} at iteration {iteration}. The best "
-                "evaluation from now on replaces it"
-            )
+            k, recall = min(zip(run.dataset.ranks, recalls))
+            had = f"it had R@{k} {recall:.4f} at iteration {iteration}"
+            say(f"warning: {run.folder}/best is missing; {had}. The best evaluation from now on replaces it")
     run.meter.values = facts.get("unlogged", [])
     mx.nd.waitall()  # without memory for a copy an error is raised here, and not where the state would be saved
     if run.leads:

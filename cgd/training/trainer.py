@@ -274,8 +274,9 @@ class Trainer:
 
     def _save_after_error(self, log):
         forget_stops()  # or what follows would be interrupted once more by the stop that led here
-        # Of other operators that failed with the first one. MXNet forgets an error once it is raised, and would save
-        # what they have not written: such are activations and gradients only, since updates and copies are waited for.
+        # Other operators may have failed with the first one: MXNet raises their errors here, and then forgets them.
+        # Nothing that they should have written is saved, for these are activations and gradients: updates and copies
+        # of the state are waited for where they are made.
         with suppress(mx.base.MXNetError):
             mx.nd.waitall()
         try:

@@ -451,8 +451,8 @@ def test_a_study_keeps_its_setting(tmp_path):
     (tmp_path / "a" / "recipe" / "seed-0").mkdir(parents=True)
     (tmp_path / "a" / "recipe" / "seed-0" / "log.jsonl").touch()
     for words, told in (
-        (["--iterations", "5", "--uncropped"], "a: its runs have --cropped not given, not False; choose another"),
-        (["--iterations", "7", "--dim", "30"], "a: its runs have --dim .*, not 30, --iterations 5, not 7; choose"),
+        (["--iterations", "5", "--uncropped"], "a: its runs have --cropped not given, now no; choose another"),
+        (["--iterations", "7", "--dim", "30"], "a: its runs have --dim .*, now 30, --iterations 5, now 7; choose"),
     ):
         with pytest.raises(InputError, match=told):
             runs.open_study(tmp_path / "a", "demo", words)
@@ -461,7 +461,7 @@ def test_a_study_keeps_its_setting(tmp_path):
     assert elsewhere.recipe() == study.recipe() and elsewhere.flags[-1] == "9"
     with pytest.raises(InputError, match="runs on demo; choose another --name for cub200"):
         runs.open_study(tmp_path / "a", "cub200")
-    with pytest.raises(InputError, match="its runs have --iterations 5, not 6"):
+    with pytest.raises(InputError, match="its runs have --iterations 5, now 6"):
         runs.open_study(tmp_path / "a", "demo", ["--iterations", "6"])
     with pytest.raises(InputError, match="--seed: set by the tables"):
         runs.open_study(tmp_path / "b", "demo", ["--seed", "6"])
