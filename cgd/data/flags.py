@@ -4,7 +4,6 @@ import argparse
 import sys
 
 from cgd.data import datasets
-from cgd.network.options import RUNTIMES
 from cgd.system import machine
 from cgd.system.errors import InputError
 
@@ -76,8 +75,8 @@ def add_workers_flag(add):
 
 def add_device_flags(add):
     """Adds the flags of what runs a network for evaluation, but its precision. add : as in `add_workers_flag`"""
-    help_ = "what runs the network (default: mxnet; onnx for FILE.onnx)"
-    add("--runtime", choices=RUNTIMES, help=help_)
+    help_ = "what runs the network, mxnet or onnx (default: mxnet; onnx for FILE.onnx)"
+    add("--runtime", metavar="NAME", help=help_)  # descriptions.choose_runtime checks it
     add("--gpu", type=int, default=0, metavar="N", help="GPU number; -1 for the CPU (default: 0)")
     add("--batch-size", type=whole(1), default=32, metavar="N", help="images per step (default: 32)")
 
