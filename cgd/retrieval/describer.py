@@ -60,12 +60,13 @@ class Model:
         if isinstance(pictures, (str, Path)):
             raise ValueError(f"expected a list of pictures, as in [{str(pictures)!r}]")
         pictures = list(pictures)
-        batch_size, found = min(self.batch_size, len(pictures)), [np.zeros((0, self.dim), np.float32)]
+        batch_size = min(self.batch_size, len(pictures))
+        found = np.empty((len(pictures), self.dim), np.float32)
         for start in range(0, len(pictures), self.batch_size):
             batch = [self._prepared(picture) for picture in pictures[start : start + self.batch_size]]
             x = network_input(mx.nd.array(np.stack(batch), dtype="uint8"), self.preprocessing, self.ctx, batch_size)
-            found.append(finite(self.embed(x).asnumpy()[: len(batch)]))
-        return np.concatenate(found)
+            found[start : start + len(batch)] = finite(self.embed(x).asnumpy()[: len(batch)])
+        return found
 
     def _prepared(self, picture):
         """(H, W, 3) uint8 of the network's size."""

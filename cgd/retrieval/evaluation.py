@@ -90,8 +90,15 @@ class Extractor:
 
         Arguments are those of `Evaluator`.
         """
-        embeddings, readable = zip(*self.batches(embed, ctx, quiet))
-        return np.concatenate(embeddings), np.concatenate(readable)
+        embeddings, readable = None, np.zeros(len(self.loader.view), bool)
+        for number, (vectors, ok) in enumerate(self.batches(embed, ctx, quiet)):
+            if embeddings is None:
+                # One block for all: an array kept for each batch would lie where a batch of pictures has been, and
+                # malloc would find no room there for the next one. Memory grew by the pixels of every picture.
+                embeddings = np.empty((len(readable), vectors.shape[1]), np.float32)
+            rows = slice(number * self.batch_size, number * self.batch_size + len(ok))
+            embeddings[rows], readable[rows] = vectors, ok
+        return embeddings, readable
 
     def batches(self, embed, ctx, quiet=False):
         """Yields embeddings and readable, as above, of one batch of records after the other."""
