@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10 python3.9 py
 	{ [ $$p != python3 ] || python3 -c 'import sys; sys.exit(sys.version_info >= (3, 13))' 2>/dev/null; } && \
 	$$p -m cgd.system.machine >/dev/null 2>&1 && break; p=python3; done; echo $$p)
 
-.PHONY: demo test test-long test-peers lint bench
+.PHONY: demo test test-long test-peers lint bench no-python
 demo: .venv/ready
 	.venv/bin/python -m cgd.demo
 
@@ -35,7 +35,9 @@ lint: .venv/ready-for-tests
 
 # An environment with the same build is kept, with what was added to it: only what these files name is installed.
 # The CPU build of MXNet, or the GPU build where a GPU that it has code for is found: see cgd/system/machine.py.
-.venv/ready: requirements.txt requirements-cpu.txt
+# It is made anew when its Python is gone, as after an update of the system's.
+no-python:
+.venv/ready: requirements.txt requirements-cpu.txt $(shell .venv/bin/python -c '' 2>/dev/null || echo no-python)
 	@requirements=$$($(PYTHON) -m cgd.system.machine) && echo "installing $$requirements into .venv" && \
 	{ { [ "$$(cat $@)" = "$$requirements" ] && .venv/bin/python -c ''; } 2>/dev/null || $(PYTHON) -m venv --clear .venv; } && \
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $$requirements && echo $$requirements >$@

@@ -190,9 +190,11 @@ unpack() { # FOLDER
     esac || fail "$archive: cannot be unpacked (${reason:-unknown reason}); if the disk is full, free space, $again"
 }
 
-# Creates the temporary folder `temporary` next to TARGET; complete results are renamed to TARGET by `put`.
+# Creates the temporary folder `temporary` next to TARGET; complete results are renamed to TARGET by `put`. What a
+# download.sh that was killed has left there is removed: none is at work now, where there are locks.
 beside() { # TARGET
-    temporary=$(mktemp -d "$1.XXXXXX") || fail "$1: cannot be written"
+    [ -z "$locked" ] || rm -rf -- "$1".unpacking.*
+    temporary=$(mktemp -d "$1.unpacking.XXXXXX") || fail "$1: cannot be written"
     temporaries+=("$temporary")
 }
 

@@ -559,8 +559,12 @@ def test_an_archive_of_something_else(project):
 
 
 @with_either
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGKILL, -9)]
+)
 def test_unpacking_that_is_interrupted(project, number, code):
+    if number == signal.SIGKILL and not shutil.which("flock"):
+        pytest.skip("flock is not installed")
     (project.bin / "tar").unlink()
     (project.bin / "tar").write_text(  # the real one, and then it takes its time
         '#!/bin/bash\n{} "$@" && >{}/begun && {} 30\n'.format(
@@ -574,7 +578,15 @@ def test_unpacking_that_is_interrupted(project, number, code):
     os.killpg(process.pid, number)
     process.communicate(timeout=20)
     assert process.returncode == code
-    assert project.left() == ["CUB_200_2011.tgz.part"]
+    if number != signal.SIGKILL:
+        assert project.left() == ["CUB_200_2011.tgz.part"]
+    mine = project.data / "CUB_200_2011.backup"  # as the user has named it
+    mine.mkdir()
+    (project.bin / "tar").unlink()
+    (project.bin / "tar").symlink_to(shutil.which("tar"))
+    project.good("cub200")
+    mine.rmdir()
+    assert cub_is_whole(project)
 
 
 @with_either
