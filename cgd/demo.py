@@ -6,6 +6,7 @@ draws retrieved neighbours. Each command is printed before it runs.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -54,7 +55,7 @@ def main():
         raise InputError(f"{ROOT}: has no train.py; run this in a clone of the repository")
     start = time.time()
     folder = files.new_folder(ROOT / "runs", "demo").relative_to(ROOT)
-    data = options.data_dir or datasets.SOURCES["demo"].folder
+    data = os.path.abspath(options.data_dir) if options.data_dir else datasets.SOURCES["demo"].folder
     both = ["--data-dir", data] if options.data_dir else []
     both += ["--num-workers", options.num_workers] if options.num_workers else []
     on_gpus, on_gpu = (["--gpus", options.gpu], ["--gpu", options.gpu.split(",")[0]]) if options.gpu else ([], [])

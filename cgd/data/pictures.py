@@ -88,13 +88,13 @@ def _cannot_be_listed(error):
 def _in_list(file, root, bbox_txt):
     """(path, box, class) of every row of a list file."""
     try:
-        lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+        lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}")
     if next((line.split()[:2] for line in lines if line.strip()), None) != LIST_HEADER:
         if bbox_txt:
             raise InputError(f"{file}:1: expected the header 'image_id class_id path', because --bbox-txt is given")
-        return [(_relative(line.strip(), root), None, None) for line in lines if line.strip()]
+        return [(_relative(_path_in(line, root), root), None, None) for line in lines if line.strip()]
     boxes, rows = read_boxes(bbox_txt) if bbox_txt else None, []
     for number, image_id, class_id, path in read_list(str(file)):
         if boxes is not None and image_id not in boxes:
@@ -102,6 +102,11 @@ def _in_list(file, root, bbox_txt):
         path = _relative(inside(root, path, file, number), root)
         rows.append((path, boxes[image_id] if boxes else None, str(class_id)))
     return rows
+
+
+def _path_in(line, root):
+    """The path in a line of a list: the whole line if there is such a file, otherwise without blanks around it."""
+    return line if os.path.exists(os.path.join(str(root), line)) else line.strip()
 
 
 def _relative(path, root):

@@ -130,24 +130,26 @@ def nearest_positives(embeddings, identities, gallery, gallery_identities, itsel
     gallery, gallery_identities : (M, D) and (M,), the items
     itself : (Q,) indices of the queries in the gallery, if they are part of it; a query does not retrieve itself
 
-    Its rank is 1 + the number of items of other classes that are as close, as in `recall_at_k`. In float64; distances
-    that differ by rounding only count as equal. Vectors have length 1.
+    Its rank is 1 + the number of items of other classes that are as close, as in `recall_at_k`. In float64, from the
+    vectors' mean; distances that differ by rounding only count as equal.
     """
-    x = embeddings.astype(np.float64)
+    centre = gallery.mean(axis=0, dtype=np.float64)  # after a collapse, distances are tiny beside the vectors
+    x = embeddings - centre
     best, least = np.full(len(x), -1), np.full(len(x), -np.inf)  # the nearest positive and its squared distance
     for query, identity in enumerate(identities):
         members = np.flatnonzero(gallery_identities == identity)
         if itself is not None:
             members = members[members != itself[query]]
         if len(members):
-            squares = np.square(gallery[members] - x[query]).sum(axis=1)
+            squares = np.square(gallery[members] - centre - x[query]).sum(axis=1)
             best[query], least[query] = members[squares.argmin()], squares.min()
     nearer = np.zeros(len(x), np.intp)
     for start in range(0, len(gallery), _BLOCK):
-        y = gallery[start : start + _BLOCK].astype(np.float64)
-        squares = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1) - 2 * (x @ y.T)
+        y = gallery[start : start + _BLOCK] - centre
+        lengths = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1)
+        squares = lengths - 2 * (x @ y.T)
         other = identities[:, None] != gallery_identities[start : start + _BLOCK]
-        nearer += np.count_nonzero(other & (squares <= least[:, None] + 1e-12), axis=1)
+        nearer += np.count_nonzero(other & (squares <= least[:, None] + 1e-12 * lengths), axis=1)
     return [
         page.Positive(int(item), 1 + int(count), float(np.sqrt(square))) if item >= 0 else None
         for item, count, square in zip(best, nearer, least)

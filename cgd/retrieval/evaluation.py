@@ -60,9 +60,11 @@ class Evaluator:
         if dataset.gallery:
             gallery = _embeddings(embeddings[split:], dataset.gallery, readable[split:])
             searched_in = gallery.embeddings, gallery.identities
-        if len(embeddings) > 1 and np.ptp(embeddings, axis=0).max() < 1e-6:
-            text = "warning: all embeddings are equal; ties count as misses, so the recall is 0"
-            tqdm.write(text, file=sys.stderr)
+        spread = np.ptp(embeddings[readable], axis=0).max()
+        if spread < 1e-6 and readable.sum() > 1:
+            text = "all embeddings are equal; ties count as misses, so the recall is 0"
+            nearly = f"all embeddings are practically equal: no value differs by more than {spread:.0e}"
+            tqdm.write("warning: " + (nearly if spread else text), file=sys.stderr)
         nearer = count_nearer(queries.embeddings, queries.identities, max(dataset.ranks), *searched_in)
         recalls = [float(np.mean(nearer < rank)) for rank in dataset.ranks]
         searched = time.time()

@@ -222,7 +222,7 @@ def show(options):
         if took is not None:
             return f"took {duration(took)}"
         size = (recipe.image_width, recipe.image_height, recipe.batch_size, micro_batch)
-        network = (recipe.backbone, recipe.last_stride, *size)
+        network = (recipe.backbone, recipe.last_stride, recipe.freeze_batch_norm, *size)
         if network not in measured:
             measured[network] = rates.measure(recipe, device, micro_batch)
         return duration(measured[network].seconds(recipe, tested))

@@ -6,6 +6,7 @@ import shlex
 import statistics
 
 from cgd.data import datasets, flags
+from cgd.network.options import OPTIONS
 from cgd.system.errors import InputError
 from cgd.system.files import replacing
 from cgd.tables import paper
@@ -27,8 +28,8 @@ PAIRED = (
     "have, and the number of seeds in which the first row was better."
 )
 SELECTED = "Best of several rows: selected by this same score, so that a difference in its favour is optimistic."
-# A paper's figure is of this network and these images.
-NETWORK = ("backbone", "dim", "last_stride", "image_width", "image_height")
+# A paper's figure is of this network and these images. The configuration is the row's own.
+NETWORK = (*(name for name in OPTIONS if name != "config"), "image_width", "image_height", "mean", "std")
 MADE = "Made by `python -m cgd.tables --render`."
 
 
@@ -82,6 +83,7 @@ def check_origins(study, table, row, row_runs, known):
             ("images, classes or boxes", tuple(row.flags), run["data_sha1"]),  # --uncropped has no boxes
             ("initial weights", job.recipe.backbone, weights),
             ("initial weights, random or not,", table, origin),
+            ("precision", "", run["precision"]),
         ):
             value, folder = known.setdefault((what, of), (own, job.folder)) if own else (None, None)
             if value != own:
@@ -211,7 +213,10 @@ def command(record):
     """The command that makes a study's runs, without the devices."""
     seeds = [run["seed"] for run in _runs(record)]
     words = ["--table", ",".join(record["tables"]), "--name", record["name"], "--dataset", record["dataset"]]
-    words += ["--seeds", str(max(seeds, default=0) + 1), *(["--", *record["flags"]] if record["flags"] else [])]
+    words += ["--seeds", str(max(seeds, default=0) + 1)]
+    if "--backbone-params" not in record["flags"] and any(run["weights"].endswith(".params") for run in _runs(record)):
+        words += ["--weights", "DIR"]  # the folder of the files that the heading names
+    words += ["--", *record["flags"]] if record["flags"] else []
     return "python -m cgd.tables " + " ".join(map(shlex.quote, words))
 
 
@@ -362,11 +367,11 @@ def main_rows(records):
 
 def main_table(rows):
     """The main table over several data sets, each with its own K."""
-    lines = [["study", "row", "seeds", "K", "R@K here", "R@K in the paper", "best R@1 here"]]
+    lines = [["study", "row", "seeds", "K", "R@K here", "R@K in the paper", "best here, at the first K"]]
     lines.append(["---"] * len(lines[0]))
     for row in rows:
         here = ", ".join(_spread(row["last"].get(k)) for k in row["ranks"])
-        known = ", ".join(_figure(value) for value in (row["paper"] or {}).values()) or "-"
+        known = ", ".join(_figure((row["paper"] or {}).get(k)) for k in row["ranks"]) if row["paper"] else "-"
         best = _spread(row["best"].get(row["ranks"][0]))
         lines.append([row["study"], row["name"], str(len(row["runs"])), ", ".join(row["ranks"]), here, known, best])
     table = paper.TABLES["main"]

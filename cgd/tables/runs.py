@@ -179,6 +179,7 @@ class Job(NamedTuple):
             "data_sha1": arguments.get("data_sha1"),
             "weights": weights_of(arguments.get("command", [])),
             "weights_sha1": arguments.get("weights_sha1"),
+            "precision": {True: "TensorFloat-32", False: "float32"}.get(arguments.get("tf32_allowed")),
             "versions": arguments.get("versions"),
             "git_commit": arguments.get("git_commit"),
         }
@@ -203,9 +204,8 @@ def weights_of(command):
     words = [part for word in command for part in str(word).split("=", 1)]
     if "--from-scratch" in words:
         return "random"
-    if "--backbone-params" in words[:-1]:
-        return Path(words[words.index("--backbone-params") + 1]).name
-    return "the model zoo's"
+    files = [file for flag, file in zip(words, words[1:]) if flag == "--backbone-params"]
+    return Path(files[-1]).name if files else "the model zoo's"  # the last counts
 
 
 def read_json(file):
@@ -286,6 +286,8 @@ def claimed(folder):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield None
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be locked ({error.strerror}); take an --output-dir on another disk")
         else:
             yield file
 

@@ -41,6 +41,15 @@ def test_paths_of_a_list_are_below_its_folder_or_absolute(folder, tmp_path):
     assert [each.path for each in found] == [f"{tmp_path}/x.jpg", "a/deep/c.bmp", "a/z.PNG", "b.jpg"]
 
 
+def test_a_line_of_a_list_is_a_path_whatever_is_in_it(folder):
+    names = ["a\u2028b.jpg", "c\x0cd.jpg", " e.jpg"]
+    for name in names:
+        (folder / name).write_text("x")
+    (folder / "list.txt").write_bytes("\r\n".join(names).encode())
+    _, found = pictures.find(folder / "list.txt")
+    assert sorted(each.path for each in found) == sorted(names)
+
+
 @pytest.mark.parametrize(
     "text, told",
     [

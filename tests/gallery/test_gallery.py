@@ -243,6 +243,18 @@ def test_labels_tell_classes_apart():
     assert report.labels_of([Class(7, ""), Class(8, "a"), Class(9, "a")]) == ["class 7", "a (8)", "a (9)"]
 
 
+@pytest.mark.parametrize("spread", [1e-3, 1e-5, 1e-6])
+def test_ranks_agree_with_recall_after_a_collapse(spread):
+    random = np.random.RandomState(0)
+    vectors = random.randn(1, 16) + spread * random.randn(100, 16)
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    identities = np.arange(100) % 10
+    found = report.nearest_positives(vectors, identities, vectors, identities, np.arange(100))
+    nearer = count_nearer(vectors, identities, 100)
+    assert [positive.rank for positive in found] == (1 + nearer).tolist()
+    assert nearer.max() > 10
+
+
 @pytest.mark.parametrize("with_gallery", [False, True])
 def test_nearest_positives_by_a_full_sort(with_gallery):
     random = np.random.RandomState(0)
