@@ -64,10 +64,9 @@ class Diagnostics:
         if improved and self.lines[-1]["hardest_positive"] > VANISHED:
             return None
         return (
-            "the triplet loss may have collapsed: it is {ranking_loss:.3f}, close to its margin {}; the hardest "
-            "positives are {hardest_positive:.3g} apart, the hardest negatives {hardest_negative:.3g}, and their ratio "
-            "is {:.2f}, at the start it was {:.2f}, at best {:.2f}. Try a lower --lr, --freeze-batch-norm no, "
-            "--soft-margin yes or a larger --batch-size"
+            "the triplet loss may have collapsed: at a margin of {}, the hardest positives are {hardest_positive:.3g} "
+            "apart, the hardest negatives {hardest_negative:.3g}. Their ratio is {:.2f}; at the start it was {:.2f}, "
+            "at best {:.2f}. Try a lower --lr, --freeze-batch-norm no, --soft-margin yes or a larger --batch-size"
         ).format(recipe.margin, now, before, best, **self.lines[-1])
 
     def power(self):

@@ -217,6 +217,16 @@ def warn_of_milestones(recipe):
         )
 
 
+def warn_of_what_does_nothing(recipe):
+    """Warns of options that another one makes useless."""
+    for useless, text in (
+        (recipe.learn_p and "G" not in recipe.config, f"--learn-p yes: --config {recipe.config} has no GeM (G)"),
+        (recipe.soft_margin and recipe.margin != Recipe.margin, "--margin: --soft-margin yes has none"),
+    ):
+        if useless:
+            print(f"warning: {text}, so it does nothing", file=sys.stderr)
+
+
 def changed(recipe, values):
     """The recipe with these values of fields. `resize_size` scales with a new image width, unless it is one of them."""
     if "image_width" in values and "resize_size" not in values:

@@ -12,7 +12,7 @@ from cgd.training import recipes
 from cgd.training.arguments import parse
 
 # Flags that --resume may not change, and what in a run's record must be the same.
-FIXED = ("dataset", "seed", "from_scratch", "pretrained_model", "validation_classes")
+FIXED = ("dataset", "seed", "from_scratch", "validation_classes")
 COMPARED = {
     "data": "numbers of classes and images",
     "data_sha1": "images, classes or boxes",
@@ -61,8 +61,9 @@ def resume(words):
     differ = {name: getattr(recipe, name) for name in recipes.text_of_changes(recipe, changed)}
     differ.update({name: getattr(before, name) for name in FIXED if getattr(before, name) != getattr(options, name)})
     weights_matter = not (Path(folder) / "state.npz").exists()
-    if weights_matter and name_of(before.backbone_params) != name_of(options.backbone_params):
-        differ["backbone_params"] = before.backbone_params
+    for name in ("pretrained_model", *(["backbone_params"] if weights_matter else [])):  # files may have moved
+        if name_of(getattr(before, name)) != name_of(getattr(options, name)):
+            differ[name] = getattr(before, name)
     if differ:
         own_values = ", ".join(f"{recipes.flag(name)} is {value}" for name, value in differ.items())
         raise InputError(

@@ -23,7 +23,7 @@ def run(options, recipe, resumed):
     resumed : the record of the run to resume, or None for a new one
     """
     cluster.check(options.kvstore)
-    if options.kvstore == "dist_async" and recipe.learn_p:
+    if options.kvstore == "dist_async" and recipe.learn_p and "G" in recipe.config:
         raise InputError(
             "--learn-p yes: not with --kvstore dist_async, whose servers do not keep p between 1 and 6; use dist_sync"
         )
@@ -53,24 +53,27 @@ def train(options, recipe, resumed, store):
     test = trainer.evaluator(whole, recipe, *processes) if options.validation_classes and leads else None
     devices = [environment.context(number) for number in options.gpu]
     environment.seed_everything(options.seed)
-    net = trainer.build(recipe, dataset, devices)
-    if not (resumed and Path(options.resume, "state.npz").exists()):  # state.npz has all weights
-        now["weights_sha1"] = load_weights(net, options, recipe)
-        if resumed and resumed.get("weights_sha1", now["weights_sha1"]) != now["weights_sha1"]:
-            raise InputError(f"{options.resume}: was begun with other initial weights; start a new run")
-    more = loaders, options.seed, store, options.micro_batch
-    training = trainer.Trainer(net, dataset, recipe, options.resume or ".", devices, *more)
+    with environment.memory_for("free memory of the device, or give another by --gpu"):
+        net = trainer.build(recipe, dataset, devices)
+        if not (resumed and Path(options.resume, "state.npz").exists()):  # state.npz has all weights
+            now["weights_sha1"] = load_weights(net, options, recipe)
+            if resumed and resumed.get("weights_sha1", now["weights_sha1"]) != now["weights_sha1"]:
+                raise InputError(f"{options.resume}: was begun with other initial weights; start a new run")
+        more = loaders, options.seed, store, options.micro_batch
+        training = trainer.Trainer(net, dataset, recipe, options.resume or ".", devices, *more)
     if leads:  # the other workers write nothing
         training.folder = run_folder(options, recipe)
     with occupied(training.folder) if leads else nullcontext():
         if leads and not resumed:
             check_output_dir(training.folder)  # once more: while this process loaded, another may have trained there
         if resumed:
-            state.restore(training)
+            with environment.memory_for("free memory of the device, or give another by --gpu"):
+                state.restore(training)
         if leads:
             record.write(training.folder, resumed or now, recipe)
             print("run: {}{}".format(training.folder, f", from iteration {training.iteration}" if resumed else ""))
             recipes.warn_of_milestones(recipe)
+            recipes.warn_of_what_does_nothing(recipe)
         if store:
             cluster.wait_for_all(store)  # all have read the state before the first one writes it
         scores = training.run(options.save_every)

@@ -25,8 +25,11 @@ def save(run, log):
     run : trainer.Trainer · log : its open log file
     """
     mx.nd.waitall()
-    log.flush()
-    os.fsync(log.fileno())
+    try:
+        log.flush()
+        os.fsync(log.fileno())
+    except OSError as error:  # a full disk is often noticed here first
+        raise InputError(f"{log.name}: cannot be written ({error.strerror})")
     arrays, steps = run.optimiser.state()
     for name, parameter in run.net.collect_params().items():
         arrays["parameter:" + name] = parameter.data(run.devices[0])

@@ -214,9 +214,10 @@ class Trainer:
 
     def _memory_advice(self):
         half = self.objective.largest_piece(self.recipe.batch_size) // 2
+        several = "" if self.devices[0].device_type == "cpu" else "on several devices, --gpus N,N, or "
         if half < 2:
-            return "resume on several devices, --gpus N,N, or start a new run with smaller images"
-        return f"resume with --micro-batch {half}, or on several devices, --gpus N,N"
+            return f"resume {several or 'where there is more memory, or '}start a new run with smaller images"
+        return f"resume {several}with --micro-batch {half}"
 
     def _evaluation_is_due(self):
         due = self.iteration % self.recipe.eval_every == 0 and 0 < self.iteration < self.recipe.iterations
@@ -277,14 +278,14 @@ class Trainer:
         # Other operators may have failed with the first one: MXNet raises their errors here, and then forgets them.
         # Nothing that they should have written is saved, for these are activations and gradients: updates and copies
         # of the state are waited for where they are made.
-        with suppress(mx.base.MXNetError):
-            mx.nd.waitall()
         try:
             with uninterrupted():
+                with suppress(mx.base.MXNetError):
+                    mx.nd.waitall()
                 self._save_state(log)
                 self.save("last")
-            if self.leads:
-                say(f"\nstate saved at iteration {self.iteration}; continue with train.py --resume {self.folder}")
+                if self.leads:
+                    say(f"\nstate saved at iteration {self.iteration}; continue with train.py --resume {self.folder}")
         except Exception as error:  # the first error is the one to report
             say(f"the state could not be saved: {error}")
 

@@ -95,8 +95,8 @@ COLLAPSED = [
 
 def test_a_collapse_is_told_once():
     (text,) = told(COLLAPSED)
-    assert "iteration 200: the triplet loss may have collapsed: it is 0.102, close to its margin 0.1" in text
-    assert "ratio is 1.33, at the start it was 1.33, at best 1.33" in text and "--lr" in text
+    assert "iteration 200: the triplet loss may have collapsed: at a margin of 0.1, the hardest positives are" in text
+    assert "ratio is 1.33; at the start it was 1.33, at best 1.33" in text and "--lr" in text
     assert told(COLLAPSED[:19]) == []
 
 

@@ -1,7 +1,10 @@
 """The training loop: it learns, keeps its schedule, logs what it says it logs, and stops when it should."""
 
+import errno
 import json
+import os
 import resource
+import signal
 import time
 from collections import namedtuple
 from contextlib import contextmanager
@@ -282,7 +285,7 @@ def test_memory_that_runs_out_is_told_with_what_to_try(small_demo, tmp_path, mon
             mx.nd.zeros((2**30,), dtype="float64").wait_to_read()
 
     monkeypatch.setattr(run.optimiser, "step", fail)
-    with pytest.raises(InputError, match="out of memory; resume with --micro-batch 4, or on several devices, "):
+    with pytest.raises(InputError, match="out of memory; resume with --micro-batch 4$"):
         run.run()
     run.objective.micro_batch = 3  # 8 images in pieces of 3, 3 and 2, of which there is no half to try
     assert run._memory_advice().endswith("or start a new run with smaller images")
@@ -555,6 +558,54 @@ def test_a_stop_during_an_evaluation_saves_and_says_how_to_go_on(small_demo, tmp
         run.run()
     assert f"state saved at iteration 2; continue with train.py --resume {tmp_path}" in capsys.readouterr().err
     assert (tmp_path / "state.npz").exists() and (tmp_path / "last.json").exists()
+
+
+def test_a_second_stop_while_the_first_waits_for_operators_does_not_prevent_the_save(
+    small_demo, tmp_path, capsys, monkeypatch
+):
+    run, waitall = make(small_demo, tmp_path), mx.nd.waitall
+
+    def stopped(log):
+        monkeypatch.setattr(mx.nd, "waitall", lambda: (signal.raise_signal(signal.SIGINT), waitall()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "evaluate", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert f"state saved at iteration 2; continue with train.py --resume {tmp_path}" in capsys.readouterr().err
+    assert (tmp_path / "state.npz").exists() and (tmp_path / "last.json").exists()
+
+
+def test_a_log_that_cannot_be_flushed_is_one_line(small_demo, tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    run = make(small_demo, tmp_path)
+    monkeypatch.setattr(state.os, "fsync", fail)
+    with open(str(tmp_path / "log.jsonl"), "a") as log:
+        with pytest.raises(InputError, match="log.jsonl: cannot be written .Disk quota exceeded."):
+            state.save(run, log)
+    assert not (tmp_path / "state.npz").exists()
+
+
+def test_each_device_needs_two_images(small_demo, tmp_path):
+    run = make(small_demo, tmp_path, [mx.cpu(number) for number in range(5)])
+    with pytest.raises(InputError, match="8 images of a batch for 5 devices: expected two for each; a larger --batch-"):
+        run.run()
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        (dict(learn_p=True, config="SM"), "warning: --learn-p yes: --config SM has no GeM (G), so it does nothing\n"),
+        (dict(learn_p=True, config="SG"), ""),
+        (dict(soft_margin=True, margin=0.2), "warning: --margin: --soft-margin yes has none, so it does nothing\n"),
+        (dict(soft_margin=True), ""),
+    ],
+)
+def test_options_that_do_nothing_are_told(changes, told, capsys):
+    recipes.warn_of_what_does_nothing(recipes.replace(RECIPE, **changes))
+    assert capsys.readouterr().err == told
 
 
 def test_the_best_checkpoint_on_the_disk_counts_not_that_of_the_state(small_demo, tmp_path, capsys):
