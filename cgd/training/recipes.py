@@ -102,8 +102,8 @@ def sop():
 
     From the paper, as its readers report it: SG, whole images, and the rest as CUB200.
 
-    Chosen by us: the schedule. 9,300 batches of 128 are 20 passes over 59,551 images; x 0.1 after 60 % and 80 %, as in
-    leftthomas/CGD. Evaluation every 1,000 iterations, because the test split has 60,502 images.
+    Chosen by us: the schedule. 9,300 batches of 128 are 20 passes over 59,551 images, on average; x 0.1 after 60 % and
+    80 %, as in leftthomas/CGD. Evaluation every 1,000 iterations, because the test split has 60,502 images.
 
     Not run here; no score of this network on this data set is known.
     """
@@ -115,8 +115,8 @@ def inshop():
 
     From the paper, as its readers report it: GS, whole images, and the rest as CUB200.
 
-    Chosen by us: the schedule. 4,040 batches of 128 are 20 passes over 25,882 images; x 0.1 after 60 % and 80 %, as in
-    leftthomas/CGD. Evaluation every 500 iterations.
+    Chosen by us: the schedule. 4,040 batches of 128 are 20 passes over 25,882 images, on average; x 0.1 after 60 % and
+    80 %, as in leftthomas/CGD. Evaluation every 500 iterations.
 
     Not run here; no score of this network on this data set is known.
     """
