@@ -10,6 +10,7 @@ from cgd.network.options import DTYPES, MAX_IMAGE_SIDE, RUNTIMES, check_branches
 from cgd.system.errors import InputError, say
 
 # The options of the released checkpoint, from the authors' evaluation code; defaults for missing keys of a description.
+RELEASED_NAME = "CGD.CUB200.C_concat_MG.ResNet50v.dim1536"
 RELEASED = {
     "config": "MG",
     "dim": 1536,
@@ -183,6 +184,8 @@ def _must_exist(prefix, ending):
         raise InputError(f"{prefix}: a checkpoint is given by its prefix: {meant}")
     if Path(f"{meant}.tar.gz").exists():
         hint = f"unpack {meant}.tar.gz first: tar zxf {meant}.tar.gz -C {Path(meant).parent}; then give {meant}"
+    elif Path(meant).name == RELEASED_NAME:
+        hint = "the authors' checkpoint is fetched by: bash download.sh checkpoint"
     elif Path(prefix).is_dir():
         there = sorted(Path(prefix).glob("*-symbol.json"))
         example = str(there[0])[: -len("-symbol.json")] if there else f"{prefix}/last"

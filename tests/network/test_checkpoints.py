@@ -191,6 +191,9 @@ def test_the_name_of_a_file_instead_of_the_prefix(saved, tmp_path, ending):
         InputError, match=f"unpack .*/new.tar.gz first: tar zxf .*/new.tar.gz .*; then give {tmp_path}/new$"
     ):
         checkpoints.Checkpoint(tmp_path / f"new{ending}")
+    released = tmp_path / f"CGD.CUB200.C_concat_MG.ResNet50v.dim1536{ending}"
+    with pytest.raises(InputError, match="the authors' checkpoint is fetched by: bash download.sh checkpoint$"):
+        checkpoints.Checkpoint(released)
 
 
 @pytest.mark.parametrize("ending", ["-symbol.json", "-0000.params", ".json"])
