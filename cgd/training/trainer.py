@@ -284,8 +284,9 @@ class Trainer:
                     mx.nd.waitall()
                 self._save_state(log)
                 self.save("last")
-                if self.leads:
-                    say(f"\nstate saved at iteration {self.iteration}; continue with train.py --resume {self.folder}")
+                forget_stops()  # the run ends anyway
+            if self.leads:  # not above: where nobody reads, only a stop ends the writing
+                say(f"\nstate saved at iteration {self.iteration}; continue with train.py --resume {self.folder}")
         except Exception as error:  # the first error is the one to report
             say(f"the state could not be saved: {error}")
 
