@@ -35,11 +35,11 @@ lint: .venv/ready-for-tests
 
 # An environment with the same build is kept, with what was added to it: only what these files name is installed.
 # The CPU build of MXNet, or the GPU build where a GPU that it has code for is found: see cgd/system/machine.py.
-# It is made anew when its Python is gone, as after an update of the system's.
+# It is made anew when its Python is gone, or is another version after an update of the system's, which has no pip there.
 no-python:
-.venv/ready: requirements.txt requirements-cpu.txt $(shell .venv/bin/python -c '' 2>/dev/null || echo no-python)
+.venv/ready: requirements.txt requirements-cpu.txt $(shell .venv/bin/python -c 'import pip' 2>/dev/null || echo no-python)
 	@requirements=$$($(PYTHON) -m cgd.system.machine) && echo "installing $$requirements into .venv" && \
-	{ { [ "$$(cat $@)" = "$$requirements" ] && .venv/bin/python -c ''; } 2>/dev/null || $(PYTHON) -m venv --clear .venv; } && \
+	{ { [ "$$(cat $@)" = "$$requirements" ] && .venv/bin/python -c 'import pip'; } 2>/dev/null || $(PYTHON) -m venv --clear .venv; } && \
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $$requirements && echo $$requirements >$@
 
 .venv/ready-for-tests: .venv/ready requirements-test.txt

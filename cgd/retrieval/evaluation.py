@@ -3,6 +3,7 @@
 import sys
 import time
 from collections import namedtuple
+from functools import reduce
 
 import numpy as np
 from tqdm import tqdm
@@ -60,23 +61,31 @@ class Evaluator:
         if dataset.gallery:
             gallery = _embeddings(embeddings[split:], dataset.gallery, readable[split:])
             searched_in = gallery.embeddings, gallery.identities
-        spread = np.ptp(embeddings[readable], axis=0).max()
-        if spread < 1e-6 and readable.sum() > 1:
-            text = "all embeddings are equal; ties count as misses, so the recall is 0"
-            nearly = f"all embeddings are practically equal: no value differs by more than {spread:.0e}"
-            tqdm.write("warning: " + (nearly if spread else text), file=sys.stderr)
+        if readable.sum() > 1:
+            warn_of_equal([part.embeddings for part in (queries, gallery) if part])
         nearer = count_nearer(queries.embeddings, queries.identities, max(dataset.ranks), *searched_in)
         recalls = [float(np.mean(nearer < rank)) for rank in dataset.ranks]
         searched = time.time()
         return Result(recalls, nearer, queries, gallery, len(readable) / (extracted - start), searched - extracted)
 
 
+def warn_of_equal(parts):
+    """Warns if a network has collapsed. parts : list of arrays (N, dim), of all images together"""
+    least, most = (reduce(best, (best.reduce(part) for part in parts)) for best in (np.minimum, np.maximum))
+    spread = (most - least).max()
+    if spread < 1e-6:
+        equal = "all embeddings are equal; ties count as misses, so the recall is 0"
+        nearly = f"all embeddings are practically equal: their values differ by about {spread:.0e} at most"
+        tqdm.write("warning: " + (nearly if spread else equal), file=sys.stderr)
+
+
 def _embeddings(embeddings, records, readable):
     """The `Embeddings` of the readable images."""
     if not readable.any():
         raise InputError(f"none of the {len(records)} test images could be read")
-    records = [record for record, ok in zip(records, readable) if ok]
-    return Embeddings(embeddings[readable], np.array([record.identity for record in records]), records)
+    if not readable.all():  # otherwise a copy would take as much memory again
+        embeddings, records = embeddings[readable], [record for record, ok in zip(records, readable) if ok]
+    return Embeddings(embeddings, np.array([record.identity for record in records]), records)
 
 
 class Extractor:

@@ -212,9 +212,14 @@ def markdown(record):
 def command(record):
     """The command that makes a study's runs, without the devices."""
     seeds = [run["seed"] for run in _runs(record)]
-    words = ["--table", ",".join(record["tables"]), "--name", record["name"], "--dataset", record["dataset"]]
+    words = ["--table", ",".join(record["tables"])]
+    rows = [row for table in record["tables"].values() for row in table["rows"]]
+    if not all(row["runs"] for row in rows):
+        words += ["--rows", ",".join(dict.fromkeys(row["name"] for row in rows if row["runs"]))]
+    words += ["--name", record["name"], "--dataset", record["dataset"]]
     words += ["--seeds", str(max(seeds, default=0) + 1)]
-    if "--backbone-params" not in record["flags"] and any(run["weights"].endswith(".params") for run in _runs(record)):
+    given = any(word.split("=")[0] == "--backbone-params" for word in record["flags"])
+    if not given and any(run["weights"].endswith(".params") for run in _runs(record)):
         words += ["--weights", "DIR"]  # the folder of the files that the heading names
     words += ["--", *record["flags"]] if record["flags"] else []
     return "python -m cgd.tables " + " ".join(map(shlex.quote, words))

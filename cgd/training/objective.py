@@ -42,13 +42,10 @@ class Objective:
         pictures : (N, H, W, 3) uint8 NDArray · identities : (N,) array
 
         Returns the total loss, a float, and {name: float} with both losses and the statistics of `losses.Hardest`.
-        Raises InputError for fewer than two images for each device: batch norm has no variance of a single one.
+        Raises InputError for fewer images than devices.
         """
-        if len(identities) < 2 * len(self.devices):
-            raise InputError(
-                f"{len(identities)} images of a batch for {len(self.devices)} devices: expected two for each; a larger "
-                "--batch-size or fewer --gpus"
-            )
+        if len(identities) < len(self.devices):
+            raise InputError(f"only {len(identities)} images of a batch could be read, for {len(self.devices)} devices")
         pieces = self.pieces(len(identities))
         several = len(pieces) > len(self.devices)
         outputs = self._outputs_alone(pictures, pieces) if several else self._recorded(pictures, pieces)

@@ -61,9 +61,10 @@ def resume(words):
     differ = {name: getattr(recipe, name) for name in recipes.text_of_changes(recipe, changed)}
     differ.update({name: getattr(before, name) for name in FIXED if getattr(before, name) != getattr(options, name)})
     weights_matter = not (Path(folder) / "state.npz").exists()
-    for name in ("pretrained_model", *(["backbone_params"] if weights_matter else [])):  # files may have moved
-        if name_of(getattr(before, name)) != name_of(getattr(options, name)):
-            differ[name] = getattr(before, name)
+    if weights_matter and name_of(before.backbone_params) != name_of(options.backbone_params):
+        differ["backbone_params"] = before.backbone_params
+    if not same_checkpoint(before.pretrained_model, options.pretrained_model):
+        differ["pretrained_model"] = before.pretrained_model
     if differ:
         own_values = ", ".join(f"{recipes.flag(name)} is {value}" for name, value in differ.items())
         raise InputError(
@@ -77,6 +78,12 @@ def weights_in(folder):
     """What to fine-tune of a run that cannot be resumed, as text."""
     names = [name for name in ("last", "best") if (Path(folder) / (name + "-0000.params")).exists()]
     return f"--pretrained-model {folder}/{names[0]}" if names else "but it has saved none"
+
+
+def same_checkpoint(before, now):
+    """Whether it is one, which may have moved: then it has another path, and nothing is left at the old one."""
+    gone = before and now and not Path(f"{before}-0000.params").exists()
+    return before == now or bool(gone and name_of(before) == name_of(now))
 
 
 def name_of(file):

@@ -51,6 +51,7 @@ def train(options, recipe, resumed, store):
     loaders = trainer.loaders(dataset, recipe, *processes)
     leads = store is None or store.rank == 0
     test = trainer.evaluator(whole, recipe, *processes) if options.validation_classes and leads else None
+    check_share(recipe, len(options.gpu))
     devices = [environment.context(number) for number in options.gpu]
     environment.seed_everything(options.seed)
     with environment.memory_for("free memory of the device, or give another by --gpu"):
@@ -79,6 +80,18 @@ def train(options, recipe, resumed, store):
         scores = training.run(options.save_every)
         if leads:
             tell(training, scores, test, options.eval_batch_size)
+
+
+def check_share(recipe, devices):
+    """Raises InputError unless each device gets two images: the classifier's batch norm has no variance of one.
+
+    Such a device would have no gradient of the classification loss.
+    """
+    if recipe.classification_weight and recipe.batch_size < 2 * devices:
+        raise InputError(
+            f"--batch-size {recipe.batch_size}: expected two images for each of the {devices} devices; give a larger "
+            "one, or fewer --gpus"
+        )
 
 
 def tell(training, scores, test, batch_size):

@@ -526,7 +526,8 @@ def test_rendered_figures_against_numpy(tmp_path):
     assert "| classification loss alone | `--ranking-weight 0.0` | - | - | - | - | - |" in text
     paired = "+0.0967 ± 0.0351, better in 3 of 3 seeds"
     assert "| both > ranking loss alone | {} |\n".format(paired) in text and "paired by seed" in text
-    assert "`python -m cgd.tables --table 1,main --name cub200 --dataset cub200 --seeds 3`" in text
+    rows = "'ranking loss alone,both,MG as on CUB200'"
+    assert f"`python -m cgd.tables --table 1,main --rows {rows} --name cub200 --dataset cub200 --seeds 3`" in text
     assert "train 70 images of 5 identities, test 80 images of 6 identities" in text
     assert "commit 012345678-dirty" in text and "Initial weights: the model zoo's." in text
     line = next(line for line in results.digest(record, "all.md").splitlines() if "Table 1" in line)

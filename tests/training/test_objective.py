@@ -142,7 +142,7 @@ def test_each_image_is_in_one_piece_and_pieces_are_as_few_as_possible(devices, m
     rows = [list(range(count)[part]) for _, part in pieces]
     assert sorted(sum(rows, [])) == list(range(count))
     sizes = [len(each) for each in rows]
-    assert min(sizes) > 1 or count < 2 * devices  # which `backward` refuses
+    assert min(sizes) > 1 or count < 2 * devices
     assert max(sizes) - min(sizes) <= 1 and max(sizes) == run.largest_piece(count)
     assert [device for device, _ in pieces] == run.devices * (len(pieces) // devices)
     share = -(-count // devices)

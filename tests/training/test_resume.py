@@ -229,14 +229,19 @@ def test_a_resumed_run_needs_no_weights_and_takes_the_newer_device(small_demo, t
     assert "from iteration 2" in result.stdout and "(iteration 3, " in result.stdout
 
 
-def test_a_checkpoint_to_start_from_may_have_moved(copy):
+def test_a_checkpoint_to_start_from_may_have_moved(copy, tmp_path, monkeypatch):
     file = Path(copy, "arguments.json")
     record = json.loads(file.read_text())
     command = [word for word in record["command"] if word != "--from-scratch"]
     file.write_text(json.dumps(dict(record, command=[*command, "--pretrained-model", "old/cub"])))
     assert run_record.resume(["--resume", str(copy), "--pretrained-model", "new/cub"])
     with pytest.raises(InputError, match="in this run --pretrained-model is old/cub"):
-        run_record.resume(["--resume", str(copy), "--pretrained-model", "old/cars"])
+        run_record.resume(["--resume", str(copy), "--pretrained-model", "new/cars"])
+    monkeypatch.chdir(tmp_path)
+    Path("old").mkdir()
+    Path("old/cub-0000.params").touch()  # it has not moved: the other one is another run's
+    with pytest.raises(InputError, match="in this run --pretrained-model is old/cub"):
+        run_record.resume(["--resume", str(copy), "--pretrained-model", "new/cub"])
 
 
 def test_a_run_of_an_older_version_is_refused_with_what_to_do(copy, here):

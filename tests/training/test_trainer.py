@@ -7,7 +7,7 @@ import resource
 import signal
 import time
 from collections import namedtuple
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from cgd.system import environment, errors
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
 from cgd.training import losses, recipes, state, trainer
+from cgd.training.run import check_share
 from conftest import one_batch
 
 RECIPE = recipes.replace(
@@ -588,10 +589,11 @@ def test_a_log_that_cannot_be_flushed_is_one_line(small_demo, tmp_path, monkeypa
     assert not (tmp_path / "state.npz").exists()
 
 
-def test_each_device_needs_two_images(small_demo, tmp_path):
-    run = make(small_demo, tmp_path, [mx.cpu(number) for number in range(5)])
-    with pytest.raises(InputError, match="8 images of a batch for 5 devices: expected two for each; a larger --batch-"):
-        run.run()
+@pytest.mark.parametrize("devices, weight, fits", [(4, 1.0, True), (5, 1.0, False), (5, 0.0, True)])
+def test_each_device_needs_two_images(devices, weight, fits):
+    recipe = recipes.replace(RECIPE, classification_weight=weight)
+    with nullcontext() if fits else pytest.raises(InputError, match="--batch-size 8: expected two images for each of"):
+        check_share(recipe, devices)
 
 
 @pytest.mark.parametrize(
