@@ -9,8 +9,8 @@ from cgd.network import protobuf
 from cgd.network.options import DTYPES, MAX_IMAGE_SIDE, RUNTIMES, check_branches
 from cgd.system.errors import InputError, say
 
-# The options of the released checkpoint, from the authors' evaluation code; defaults for missing keys of a description.
 RELEASED_NAME = "CGD.CUB200.C_concat_MG.ResNet50v.dim1536"
+# The options of the released checkpoint, from the authors' evaluation code; defaults for missing keys of a description.
 RELEASED = {
     "config": "MG",
     "dim": 1536,

@@ -224,7 +224,7 @@ def warn_of_what_does_nothing(recipe):
         (recipe.soft_margin and recipe.margin != Recipe.margin, "--margin: --soft-margin yes has none"),
     ):
         if useless:
-            print(f"warning: {text}, so it does nothing", file=sys.stderr)
+            print(f"warning: {text}, so it does not change the training", file=sys.stderr)
 
 
 def changed(recipe, values):

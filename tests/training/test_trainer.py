@@ -9,6 +9,7 @@ import time
 from collections import namedtuple
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -288,6 +289,8 @@ def test_memory_that_runs_out_is_told_with_what_to_try(small_demo, tmp_path, mon
     monkeypatch.setattr(run.optimiser, "step", fail)
     with pytest.raises(InputError, match="out of memory; resume with --micro-batch 4$"):
         run.run()
+    run.devices = [SimpleNamespace(device_type="gpu")]
+    assert run._memory_advice() == "resume on several devices, --gpus N,N, or with --micro-batch 4"
     run.objective.micro_batch = 3  # 8 images in pieces of 3, 3 and 2, of which there is no half to try
     assert run._memory_advice().endswith("or start a new run with smaller images")
     monkeypatch.setattr(checkpoints, "inference", lambda *_: fail)
@@ -547,27 +550,14 @@ def test_a_milestone_that_is_not_reached_gives_a_warning(iterations, milestones,
     assert told.startswith(f"warning: --milestones {late}: not reached in {iterations}") if late else not told
 
 
-def test_a_stop_during_an_evaluation_saves_and_says_how_to_go_on(small_demo, tmp_path, capsys, monkeypatch):
-    run = make(small_demo, tmp_path)
-
-    def stopped(log):
-        errors._asked.append(True)  # as the handler of a signal does
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(run, "evaluate", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        run.run()
-    assert f"state saved at iteration 2; continue with train.py --resume {tmp_path}" in capsys.readouterr().err
-    assert (tmp_path / "state.npz").exists() and (tmp_path / "last.json").exists()
-
-
-def test_a_second_stop_while_the_first_waits_for_operators_does_not_prevent_the_save(
-    small_demo, tmp_path, capsys, monkeypatch
-):
+@pytest.mark.parametrize("again", [False, True], ids=["one", "another-while-it-waits-for-operators"])
+def test_a_stop_during_an_evaluation_saves_and_says_how_to_go_on(again, small_demo, tmp_path, capsys, monkeypatch):
     run, waitall = make(small_demo, tmp_path), mx.nd.waitall
 
     def stopped(log):
-        monkeypatch.setattr(mx.nd, "waitall", lambda: (signal.raise_signal(signal.SIGINT), waitall()))
+        errors._asked.append(True)  # as the handler of a signal does
+        if again:
+            monkeypatch.setattr(mx.nd, "waitall", lambda: (signal.raise_signal(signal.SIGINT), waitall()))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "evaluate", stopped)
@@ -599,9 +589,15 @@ def test_each_device_needs_two_images(devices, weight, fits):
 @pytest.mark.parametrize(
     "changes, told",
     [
-        (dict(learn_p=True, config="SM"), "warning: --learn-p yes: --config SM has no GeM (G), so it does nothing\n"),
+        (
+            dict(learn_p=True, config="SM"),
+            "warning: --learn-p yes: --config SM has no GeM (G), so it does not change the training\n",
+        ),
         (dict(learn_p=True, config="SG"), ""),
-        (dict(soft_margin=True, margin=0.2), "warning: --margin: --soft-margin yes has none, so it does nothing\n"),
+        (
+            dict(soft_margin=True, margin=0.2),
+            "warning: --margin: --soft-margin yes has none, so it does not change the training\n",
+        ),
         (dict(soft_margin=True), ""),
     ],
 )
