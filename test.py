@@ -17,8 +17,8 @@ MXNet in any case.
 --metrics prints MAP@R, R-precision and Precision@K, and --confidence how sure R@1 is: the bootstrap's 95 % interval,
 with classes resampled. To compare two checkpoints, use the same queries:
 
-    python test.py --pretrained-model=A --results=A.json
-    python test.py --pretrained-model=B --confidence=A.json
+    python test.py --pretrained-model=A --results=results-of-A.json
+    python test.py --pretrained-model=B --confidence=results-of-A.json
 
 --html writes a page for the browser: queries with their nearest neighbours, the places that make them alike, the most
 confused classes and a scatter plot. It is one file, which holds thumbnails of the pictures and loads nothing.
@@ -84,13 +84,24 @@ def arguments():
         raise InputError("--pooled: an ONNX file has no pooled vectors; give its checkpoint, with --runtime onnx")
     if not options.html and (options.html_queries or options.link_images):
         raise InputError("--html-queries and --link-images: expected with --html FILE.html")
-    if options.save_embeddings and not options.save_embeddings.endswith(".npz"):
-        raise InputError(f"--save-embeddings {options.save_embeddings}: expected a name that ends with .npz")
-    for file in filter(None, (options.save_embeddings, options.results, options.html)):
-        files.must_be_writable(file)
+    check_outputs(options)
     if isinstance(options.confidence, str):
         options.confidence = outputs.read_hits(options.confidence)
     return options
+
+
+def check_outputs(options):
+    """Raises InputError for a file that cannot be written, or that would replace the checkpoint's description."""
+    inputs = [options.pretrained_model + ending for ending in descriptions.FILES]
+    if isinstance(options.confidence, str):
+        inputs.append(options.confidence)
+    for flag, file, ending in (
+        ("--save-embeddings", options.save_embeddings, ".npz"),
+        ("--results", options.results, ".json"),
+        ("--html", options.html, ".html"),
+    ):
+        if file:
+            files.check_output(flag, file, (ending,), inputs)
 
 
 def warn_of_another_crop(cropped, options, description):
@@ -124,7 +135,8 @@ def main():
     cropped = dataset.test[0].box is not None
     warn_of_another_crop(cropped, options, description)
     if isinstance(options.confidence, tuple) and not options.skip_unreadable:
-        outputs.check_same_images(options.confidence, dataset.test, dataset.gallery)  # now, not after the evaluation
+        # now, not after the evaluation
+        outputs.check_same_images(options.confidence, dataset, dataset.test, dataset.gallery)
     size = image_size(options, description)
 
     # Not before: these import MXNet, which takes far longer than all the above.
@@ -143,7 +155,7 @@ def main():
         print("warning: bfloat16 can be slower than float32: this CPU has no avx512_bf16", file=sys.stderr)
     others = checkpoint.pooled() if options.pooled else {}
     smaller = f"try --batch-size {max(1, options.batch_size // 2)}"
-    with environment.memory_for(smaller):
+    with environment.memory_for(smaller), environment.large_enough(size):
         result = evaluate(checkpoint.graph(ctx, size, options.dtype), ctx)
     print(
         "{:.1f} images/s, search {:.2f} s, {} images{}".format(
@@ -174,7 +186,7 @@ def main():
     if options.results:
         outputs.save_results(options, result, pooled, measured, dataset, cropped, dtype, runtime)
     if options.confidence:
-        outputs.print_confidence(options.confidence, result)
+        outputs.print_confidence(options.confidence, result, dataset)
 
 
 def similarity_maps(checkpoint, ctx, size, result, runtime):

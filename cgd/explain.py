@@ -69,23 +69,26 @@ def arguments():
     if options.k and not options.index:
         raise InputError("-k: for --query A --index INDEX")
     options.k = options.k or NEIGHBOURS
-    if not options.output.lower().endswith((".png", ".jpg", ".jpeg")):
-        raise InputError(f"-o {options.output}: expected a name that ends with .png or .jpg")
-    files.must_be_writable(options.output)
+    files.check_output("-o", options.output, (".png", ".jpg", ".jpeg"), options.images)
     return options
 
 
-def pictures(paths, crops):
-    """The images (H, W, 3), uint8, cropped to their boxes."""
+def pictures(paths, crops, size):
+    """The images, cropped to their boxes: (H, W, 3), uint8, of `size` (W, H); and small Pillow images, to draw.
+
+    Resized at once, because many photographs as they come from a camera do not fit into the memory.
+    """
     from cgd.data import images
 
-    found = []
+    resized, small = [], []
     for path, crop in zip(paths, crops):
         try:
-            found.append(images.crop(images.read_image(path), crop).asnumpy())
+            image = images.crop(images.read_image(path), crop)
         except InputError as error:
             raise InputError(str(error) if str(error).startswith(path) else f"{path}: {error}")
-    return found
+        resized.append(images.resize(image, size).asnumpy())
+        small.append(_fitted(Image.fromarray(image.asnumpy())))
+    return resized, small
 
 
 def mean_of(file, prefix):
@@ -113,7 +116,11 @@ def mean_of(file, prefix):
 
 
 def neighbours(options, embedding, facts, items, vectors):
-    """Paths and boxes of the items of an index that are most similar to an embedding (dim,), nearest first."""
+    """Paths and boxes of the items of an index that are most similar to an embedding (dim,), nearest first.
+
+    The embedding is rounded as those of the index are, as cgd.search does it.
+    """
+    embedding = embedding.astype(facts["stored"]).astype(np.float32)
     try:
         (found,), _ = search.search(embedding[None], options.k, vectors)
     except ValueError as error:
@@ -142,7 +149,8 @@ def _title(similarity, found, digits):
 def draw(images, similarities, maps):
     """The picture: a row for each B.
 
-    images : Pillow images, A first · similarities : of A and each B · maps : their SimilarityMaps
+    images : small ones, as `pictures` returns them, A first · similarities : of A and each B
+    maps : their SimilarityMaps
     """
     from cgd.retrieval.maps import heat, over, scale_of
 
@@ -154,7 +162,7 @@ def draw(images, similarities, maps):
     for line, (other, similarity, found) in enumerate(zip(images[1:], similarities, maps)):
         y = GAP + line * ROW
         pen.text((GAP, y), _title(similarity, found, 3), INK, font)
-        shown = [_fitted(image) for image in (images[0], other)]
+        shown = images[0], other
         for place, image in enumerate(shown):
             sheet.paste(image, (GAP + place * (SIDE + GAP), y + LINE))
         for column, name in enumerate(columns, 1):
@@ -200,6 +208,8 @@ def main():
     if options.index:
         indexed = facts, _, vectors = index.read(options.index)
         search.network_of(options, facts, "as PREFIX")  # which raises InputError if it is another one
+        if facts["dtype"] == "bfloat16":
+            errors.say("notice: the index is in bfloat16, the maps in float32: cgd.search may find other neighbours")
         common = search.common_of(vectors) if common is None else common
     check_height(min(options.k, len(vectors)) if options.index else len(options.images) - 1, options.output)
 
@@ -209,7 +219,8 @@ def main():
     from cgd.system.environment import memory_for, mx
 
     paths, boxes = options.images, options.box or [None] * len(options.images)
-    images = pictures(paths, boxes)
+    size = description["image_width"], description["image_height"]
+    images, small = pictures(paths, boxes, size)
     if description["cropped"] and not options.box:
         errors.say("notice: this network was trained on cropped images; --box crops these")
     with memory_for("give fewer images"):
@@ -217,8 +228,8 @@ def main():
         places = describe(images)
         if options.index:
             more, boxes = neighbours(options, places[0].embedding, *indexed)
-            found = pictures(more, boxes)
-            paths, images, places = paths + more, images + found, places + describe(found)
+            found, more_small = pictures(more, boxes, size)
+            paths, small, places = paths + more, small + more_small, places + describe(found)
     similarities = [float(places[0].embedding @ other.embedding) for other in places[1:]]
     if common is not None:
         dim = len(places[0].embedding)
@@ -232,8 +243,7 @@ def main():
     maps = [similarity_maps(places[0], other) for other in places[1:]]
     print(report(paths, similarities, maps))
     with files.replacing(options.output) as part:
-        drawn = draw([Image.fromarray(image) for image in images], similarities, maps)
-        drawn.save(str(part), quality=90)
+        draw(small, similarities, maps).save(str(part), quality=90)
     print(f"written: {options.output}")
 
 

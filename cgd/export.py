@@ -16,13 +16,12 @@ the layout of the weights. This needs no package.
 """
 
 import argparse
-import importlib.util
 import json
-from pathlib import Path
 
 from cgd.network import descriptions
 from cgd.system import errors, files
 from cgd.system.errors import InputError
+from cgd.system.packages import optional_package
 
 TOLERANCE = 1e-4  # of each value of the descriptors
 
@@ -48,12 +47,9 @@ def arguments():
     help_ = "the input is (N, H, W, 3) uint8, resized images; the model normalises them"
     add("--with-preprocessing", action="store_true", help=help_)
     options = parser.parse_args()
-    ending = Path(options.file).suffix  # a name that is nothing but .onnx has none
-    if ending not in (".onnx", ".safetensors"):
-        raise InputError(f"{options.file}: expected a file name that ends with .onnx or .safetensors")
-    if ending == ".safetensors" and (options.fold or options.dynamic_size or options.with_preprocessing):
+    files.check_output("FILE", options.file, (".onnx", ".safetensors"))
+    if options.file.endswith(".safetensors") and (options.fold or options.dynamic_size or options.with_preprocessing):
         raise InputError(f"{options.file}: --fold, --dynamic-size and --with-preprocessing are for ONNX only")
-    files.must_be_writable(options.file)
     return options
 
 
@@ -69,6 +65,24 @@ def write_safetensors(checkpoint, file):
     arrays = graphs.with_fixed_gammas(checkpoint.symbol, dict(checkpoint.arg_params, **checkpoint.aux_params))
     formats.write_safetensors(file, arrays, metadata)
     print(f"written: {file}")
+
+
+def compare(checkpoint, part, options):
+    """Prints how far onnxruntime's descriptors are from MXNet's, if it is installed. part : the written model
+
+    Raises InputError if they are too far from each other.
+    """
+    from cgd.network import onnx_graph
+
+    try:
+        optional_package("onnxruntime")
+    except InputError as error:
+        print(f"not compared with MXNet: {error}")
+        return
+    worst = onnx_graph.difference(checkpoint, part, options.with_preprocessing)
+    if not worst < TOLERANCE:
+        raise InputError(f"{options.file}: not written; its descriptors differ from MXNet's by {worst:.1e}")
+    print(f"onnxruntime's descriptors differ from MXNet's by {worst:.1e} at most")
 
 
 def main():
@@ -87,13 +101,7 @@ def main():
     model = onnx_graph.export(checkpoint, options.fold, options.dynamic_size, options.with_preprocessing)
     with memory_for("close other programs, or use another machine"), files.replacing(options.file) as part:
         part.write_bytes(model.SerializeToString())
-        if importlib.util.find_spec("onnxruntime"):
-            worst = onnx_graph.difference(checkpoint, str(part), options.with_preprocessing)
-            if not worst < TOLERANCE:
-                raise InputError(f"{options.file}: not written; its descriptors differ from MXNet's by {worst:.1e}")
-            print(f"onnxruntime's descriptors differ from MXNet's by {worst:.1e} at most")
-        else:
-            print("not compared with MXNet: onnxruntime is not installed (pip install onnxruntime 'numpy<2')")
+        compare(checkpoint, str(part), options)
     print(f"written: {options.file}")
 
 

@@ -20,7 +20,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -64,11 +63,11 @@ def arguments():
             f"--box: {len(options.box)} given for {len(options.queries)} queries; expected one for each picture"
         )
     if options.export:
-        if Path(options.export).suffix not in (".npy", ".faiss"):
-            raise InputError(f"--export {options.export}: expected a name that ends with .npy or .faiss")
-        files.must_be_writable(options.export)
+        if options.html or options.json:
+            raise InputError("--export: writes descriptors and searches nothing; leave --html and --json out")
+        files.check_output("--export", options.export, (".npy", ".faiss"))
     if options.html:
-        files.must_be_writable(options.html)
+        files.check_output("--html", options.html, (".html",))
     return options
 
 
@@ -112,17 +111,18 @@ def describe_queries(options, facts, queries):
     options.runtime = descriptions.choose_runtime(options.prefix, options.runtime, options.dtype)
     if descriptions.read(options.prefix)["cropped"] and not options.box:
         errors.say("notice: this network was trained on cropped images; --box crops a query")
-    numbers, vectors = [], [np.zeros((0, facts["dim"]), np.float32)]
+    # One block for all, as in evaluation.Extractor.
+    numbers, vectors = [], np.empty((len(queries), facts["dim"]), np.float32)
 
     # Not before: it imports MXNet, which takes far longer than all the above.
     from cgd.retrieval import describer
 
     for some, found in describer.stream(options, "", queries):
+        vectors[len(numbers) : len(numbers) + len(some)] = found
         numbers.extend(some)
-        vectors.append(found)
     if not numbers:
         raise InputError(f"none of the {len(queries)} queries could be read")
-    found = np.concatenate(vectors).astype(facts["stored"]).astype(np.float32)
+    found = vectors[: len(numbers)].astype(facts["stored"]).astype(np.float32)
     return [queries[number] for number in numbers], found
 
 
@@ -263,7 +263,11 @@ def main():
         moved = "the pictures are no longer there; describe them again at their new place, which computes nothing anew"
         print(f"note: {facts['folder']}: {moved}", file=sys.stderr)
     if options.html:
-        write_page(options, facts, items, vectors, queries, described, found, distances)
+        # Not before: it imports MXNet, which takes far longer than a search by --like.
+        from cgd.system.environment import memory_for
+
+        with memory_for("give fewer queries, a smaller -k, or --gpu -1"):
+            write_page(options, facts, items, vectors, queries, described, found, distances)
     for query, row, far in zip(queries, found, distances):
         neighbours = neighbours_of(row, far, items, facts["folder"])
         if options.json:

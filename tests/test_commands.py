@@ -534,6 +534,23 @@ def test_neighbours_are_drawn_of_embeddings_kept_before_there_were_class_ids(run
     assert (tmp_path / "n.png").exists()
 
 
+@pytest.mark.parametrize(
+    "file, value, words, told",
+    [
+        ("n.psd", 1, [], "n.psd: expected a name that ends with .png or .jpg"),
+        ("n.png", np.nan, [], "e.npz: its embeddings are not finite"),
+        ("n.jpg", 1, ["--queries", 700], "n.jpg: JPEG has no room for 232 x 72832 pixels; expected a name that"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_line(tmp_path, here, file, value, words, told):
+    count = 700
+    arrays = dict(embeddings=np.full((count, 2), value), identities=np.zeros(count), gallery=np.zeros(count, bool))
+    arrays.update(boxes=np.zeros((count, 4)), paths=np.array(["gone.png"] * count))
+    np.savez(str(tmp_path / "e.npz"), **arrays)
+    words = [tmp_path / "e.npz", tmp_path / file, "--neighbours", 1, *words]
+    assert_one_line(here("-m", "cgd.gallery.sheet", *words), told)
+
+
 def page_data(file):
     """The data of a page that test.py --html wrote."""
     return json.loads(re.search('id="data">(.*?)</script>', file.read_text(encoding="utf-8")).group(1))
@@ -703,6 +720,7 @@ BAD_TESTS = [
     (["--gpu", "7"], "--gpu 7"),
     (["--results", "/dev/null/r.json"], "/dev/null/r.json"),
     (["--results", "tests"], "tests: is a folder"),
+    (["--results", "DESCRIPTION"], "last.json: is a file that this command reads; choose another name"),
     (["--save-embeddings", "/proc/e.npz"], "/proc/e.npz: cannot be written"),
     (["--save-embeddings", "e.txt"], ".npz"),
     (["--html", "tests"], "tests: is a folder"),
@@ -718,7 +736,7 @@ BAD_TESTS = [
 @pytest.mark.parametrize("words, told", BAD_TESTS, ids=lambda value: str(value)[:30])
 def test_bad_input_to_test_is_one_line_and_code_2(run, small_demo, tmp_path, words, told, here):
     listed = write_list(tmp_path / "list.txt", datasets.load("demo", small_demo).test, small_demo)
-    words = [listed if word == "LIST" else word for word in words]
+    words = [{"LIST": listed, "DESCRIPTION": run[0] / "last.json"}.get(word, word) for word in words]
     result = here(*evaluation(run, small_demo, *words))
     assert_one_line(result, told)
     assert "R@" not in result.stdout

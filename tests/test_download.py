@@ -296,7 +296,7 @@ def test_a_second_one_does_not_disturb_the_first(project):
         os.close(folder)
     assert project.left() == [] and not project.asked()
     project.good("cub200")
-    cub_is_whole(project)
+    assert cub_is_whole(project)
 
 
 def test_an_existing_folder_is_not_touched(project):

@@ -4,7 +4,9 @@ Errors are InputErrors that name the file and the line. Windows line ends, a byt
 spaces between columns are accepted.
 """
 
+import os
 import re
+import unicodedata
 from pathlib import Path
 
 from cgd.data.matlab import read_structs
@@ -61,7 +63,7 @@ def read_list(file):
     for number, row in _split_columns(lines[1:], len(header), file):
         image_id, class_id = [whole_number(word, file, number) for word in row[:-1]][:2]
         path = row[-1].strip()
-        for key, name in ((image_id, f"image {image_id}"), (path, repr(path))):
+        for key, name in ((image_id, f"image {image_id}"), (os.path.normpath(path), repr(path))):
             if key in seen:
                 raise InputError(f"{file}:{number}: {name} is listed twice")
             seen.add(key)
@@ -86,9 +88,9 @@ def read_partition(file):
         if len(words) != 3 or words[2] not in ("train", "query", "gallery"):
             raise InputError(f"{file}:{number}: expected a path, an item id, and train, query or gallery")
         path = words[0].strip()
-        if path in seen:
+        if os.path.normpath(path) in seen:
             raise InputError(f"{file}:{number}: {path!r} is listed twice")
-        seen.add(path)
+        seen.add(os.path.normpath(path))
         rows.append((number, path, words[1], words[2]))
     if len(rows) != count:
         raise InputError(f"{file}:1: announces {count} images, found {len(rows)}; the file may be truncated")
@@ -141,7 +143,7 @@ def checked_box(box, file, number):
 
 def inside(folder, path, file, number):
     """Joins the data folder and the path of an image, as str. Raises InputError if it points outside the folder."""
-    if not path.isprintable():
+    if any(unicodedata.category(letter) == "Cc" for letter in path):  # control characters
         raise InputError(f"{file}:{number}: invalid file name {path!r}")
     if path.startswith("/") or ".." in path.split("/"):
         raise InputError(f"{file}:{number}: {path!r} points outside the data folder")

@@ -5,11 +5,12 @@ differs between libraries, and the published results depend on it.
 """
 
 import io
+import os
 import struct
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
@@ -23,6 +24,8 @@ BGR_MASKS = struct.pack("<III", 0xFF0000, 0xFF00, 0xFF)  # the usual places
 # Pillow refuses images with more than twice as many pixels. Its own limit is below the 200 megapixels of some phones.
 # There must be one: a broken header can ask for any amount of memory.
 Image.MAX_IMAGE_PIXELS = 2**28
+# Pillow also refuses a PNG file with a text or colour profile above 1 MB; of all texts together, it allows this much.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 def read_image(path):
@@ -34,6 +37,8 @@ def read_image(path):
     536 megapixels.
     """
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for, a device may have no end
+            raise OSError("is no file")
         data = Path(path).read_bytes()
         _check(data)
         image = mx.image.imdecode(data)

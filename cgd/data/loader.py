@@ -63,8 +63,11 @@ class Loader:
         try:
             for _ in range(num_workers):
                 self.workers.append(_Worker(view, batch_size, [worker.connection for worker in self.workers]))
-        except OSError as error:
-            raise InputError(f"no loader process could be started ({error.strerror}); try a lower --num-workers")
+        except (OSError, OverflowError) as error:  # OverflowError: mmap's, for more bytes than it can count
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(
+                f"no loader process could be started ({reason}); try a lower --num-workers or a smaller --batch-size"
+            )
 
     def batches(self, batches):
         """Yields (pictures (N, H, W, 3) uint8 NDArray, identities (N,) int array, readable (N,) bool array).
@@ -114,9 +117,11 @@ class _Worker:
         arguments = (theirs, self.slots, view, [self.connection, *others])
         self.process = multiprocessing.get_context("fork").Process(target=_serve, args=arguments, daemon=True)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until the process has handlers of its own
-        self.process.start()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
         self.asked = 0
 
     def ask(self, keys):

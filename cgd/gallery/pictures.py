@@ -25,6 +25,7 @@ def thumbnail(path, box):
                 image.draft("RGB", (2 * SIDE, 2 * SIDE))  # decodes a large JPEG file at a fraction of its size
             if image.mode.startswith("I"):  # 16 bits, which `convert` would clip
                 image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+            image.info.pop("transparency", None)  # of a palette: `convert` would drop it, too, but with a warning
             image = image.convert("RGB")
         if box is not None:
             x, y, w, h = _inside(box, whole)

@@ -15,6 +15,7 @@ from cgd.system import errors, files
 from cgd.system.errors import InputError
 
 SIDE, GAP, FRAME = 96, 8, 4
+JPEG_SIDE = 65500  # pixels, of libjpeg at most
 INK, RIGHT, WRONG = (40, 40, 40), (34, 139, 76), (200, 52, 44)
 
 
@@ -33,12 +34,15 @@ def neighbours(saved, file, queries=8, k=8, seed=0):
     if count + len(gallery) < 2:
         raise InputError("a single picture has no neighbours; expected two or more")
     rows = np.sort(np.random.RandomState(seed).permutation(count)[:queries])
+    most = len(gallery) if len(gallery) else count - 1
+    width, height = (min(k, most) + 1) * (SIDE + GAP) + 3 * GAP, len(rows) * (SIDE + GAP) + 4 * GAP
+    if max(width, height) > JPEG_SIDE and not file.endswith(".png"):
+        raise InputError(f"{file}: JPEG has no room for {width} x {height} pixels; expected a name that ends with .png")
     if len(gallery):
-        found = nearest(query_vectors, min(k, len(gallery)), gallery)[rows] + count  # the gallery follows the queries
+        found = nearest(query_vectors, min(k, most), gallery)[rows] + count  # the gallery follows the queries
     else:
-        found = nearest(query_vectors, min(k, count - 1))[rows]
-    width = (found.shape[1] + 1) * (SIDE + GAP) + 3 * GAP
-    sheet = Image.new("RGB", (width, len(rows) * (SIDE + GAP) + 4 * GAP), "white")
+        found = nearest(query_vectors, min(k, most))[rows]
+    sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(14)
     draw.text((GAP, GAP), "query", INK, font)
@@ -51,10 +55,7 @@ def neighbours(saved, file, queries=8, k=8, seed=0):
             sheet.paste(_thumbnail(paths[item], boxes[item]), (x, y))
             _mark(draw, x, y, identities[item] == identities[query])
     with files.replacing(file) as part:
-        try:
-            sheet.save(str(part))
-        except ValueError as error:
-            raise InputError(f"{file}: {error}; expected a name such as neighbours.png")
+        sheet.save(str(part))
 
 
 def _thumbnail(path, box):
@@ -87,13 +88,15 @@ def main():
     )
     parser.add_argument("--seed", type=flags.whole(0), default=0, help="seed of the choice of queries (default: 0)")
     options = parser.parse_args()
-    files.must_be_writable(options.image)
+    files.check_output("OUT.png", options.image, (".png", ".jpg", ".jpeg"))
     names = ("embeddings", "identities", "paths", "boxes", "gallery")
     try:
         with np.load(options.embeddings) as archive:
             saved = {name: archive[name] for name in names}
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(f"{options.embeddings}: not a file written by test.py --save-embeddings ({error})")
+    if not np.isfinite(saved["embeddings"]).all():
+        raise InputError(f"{options.embeddings}: its embeddings are not finite")
     neighbours(saved, options.image, options.queries, options.neighbours, options.seed)
     print(f"saved: {options.image}")
 

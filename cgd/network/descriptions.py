@@ -1,5 +1,6 @@
 """The description of a checkpoint, PREFIX.json: its network and how its images are prepared. Does not import MXNet."""
 
+import glob
 import json
 import re
 from functools import lru_cache
@@ -9,6 +10,7 @@ from cgd.network import protobuf
 from cgd.network.options import DTYPES, MAX_IMAGE_SIDE, RUNTIMES, check_branches
 from cgd.system.errors import InputError, say
 
+FILES = ("-symbol.json", "-0000.params", ".json")  # what a checkpoint's prefix is followed by; the last may be missing
 RELEASED_NAME = "CGD.CUB200.C_concat_MG.ResNet50v.dim1536"
 # The options of the released checkpoint, from the authors' evaluation code; defaults for missing keys of a description.
 RELEASED = {
@@ -66,6 +68,8 @@ def read(name):
     for ending in ("-symbol.json", "-0000.params"):
         _must_exist(name, ending)
     if not Path(f"{name}.json").exists():
+        if any(Path(name).parent.glob(f".part-*-{glob.escape(Path(name).name)}.json")):  # see checkpoints.write
+            raise InputError(f"{name}: is being written, or its writing was cut off; try again in a moment")
         _say_that_it_is_taken_as_released(name)
     return dict(RELEASED, **of_file(f"{name}.json"))
 

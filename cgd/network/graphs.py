@@ -21,7 +21,8 @@ def fold_batch_norm(symbol, values):
     for link in [*_links(nodes), *graph["heads"]]:
         users[link[0]] += 1
     for at, node in enumerate(nodes):
-        convolution = first_input(nodes, node, "Convolution") if node["op"] == "BatchNorm" else None
+        of_channels = node["op"] == "BatchNorm" and attribute(node, "axis", 1) == 1
+        convolution = first_input(nodes, node, "Convolution") if of_channels else None
         if convolution:
             source, weight = node["inputs"][0][0], convolution["inputs"][1][0]
             if users[source] == users[weight] == 1:

@@ -9,7 +9,7 @@ import json
 import numpy as np
 
 from cgd.network import graphs
-from cgd.network.descriptions import must_be_in_float32
+from cgd.network.descriptions import RELEASED, must_be_in_float32
 from cgd.network.graphs import attribute
 from cgd.system.environment import git_commit, mx
 from cgd.system.errors import InputError
@@ -17,8 +17,7 @@ from cgd.system.packages import optional_package
 
 OPSET, IR_VERSION = 13, 8
 INPUT, OUTPUT = "image", "descriptor"
-# Keys of the checkpoint's description that become the model's metadata.
-KEYS = "config dim backbone architecture fusion dataset cropped image_width image_height mean std".split()
+KEYS = [key for key in RELEASED if key != "dtype"]  # of the checkpoint's description, for the model's metadata
 
 
 def export(checkpoint, fold=False, dynamic_size=False, with_preprocessing=False):
@@ -192,7 +191,10 @@ def _pooling(graph, node, inputs):
     if attribute(node, "global_pool", False):
         graph.emit(f"Global{kind}Pool", inputs, node["name"])
         return
-    ceil = attribute(node, "pooling_convention", "valid") == "full"
+    convention = attribute(node, "pooling_convention", "valid")
+    if convention not in ("valid", "full"):
+        raise NotImplementedError(f"its pooling_convention is {convention}")
+    ceil = convention == "full"
     more = {} if kind == "Max" else {"count_include_pad": int(attribute(node, "count_include_pad", True))}
     if ceil and kind == "Average":
         raise NotImplementedError("an average with pooling_convention full")

@@ -1,8 +1,11 @@
 """Loads weights from files into networks, by name; either all parameters are set or none."""
 
 import re
-from functools import lru_cache
+import sys
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 from cgd.network import backbones, formats, naming
 from cgd.system.environment import mx
@@ -14,6 +17,7 @@ model_store = mx.gluon.model_zoo.model_store
 # SqueezeNet's is its 26th convolution.
 CLASSIFIER = re.compile(r"(^|_)(dense\d+|pred|conv25)_(weight|bias)$")
 
+TIMEOUT = (15, 60)  # seconds without a connection, or without a byte, after which a download is tried again
 MOST = 3  # names of each kind in a message
 
 # Files in MXNet's model folder that `bash download.sh weights BACKBONE` fetches, for backbones that Gluon's zoo lacks.
@@ -84,6 +88,18 @@ def _with_prefix(own, first, arrays):
     return {own + name[len(prefix) :] if name.startswith(prefix) else name: value for name, value in arrays.items()}
 
 
+@contextmanager
+def _impatient():
+    """Lets MXNet's download give up on a server that says nothing: it gives `requests` no time limit."""
+    module = sys.modules["mxnet.gluon.utils"]
+    requests = module.requests
+    module.requests = SimpleNamespace(get=partial(requests.get, timeout=TIMEOUT))
+    try:
+        yield
+    finally:
+        module.requests = requests
+
+
 def zoo_file(backbone):
     """The path of the backbone's ImageNet weights in MXNet's model folder (~/.mxnet/models).
 
@@ -100,7 +116,8 @@ def zoo_file(backbone):
             )
         return str(file)
     try:
-        return model_store.get_model_file(backbone)
+        with _impatient():
+            return model_store.get_model_file(backbone)
     except ValueError as error:
         raise InputError(f"no ImageNet weights for {backbone}: {error}; {alternatives}")
     except Exception as error:  # requests and urllib3 have many exception classes for failed downloads

@@ -26,8 +26,9 @@ def load(name, runtime=None, gpu=0, dtype="float32", batch_size=32):
     Returns a `Model`. Raises InputError if the files are missing or invalid, if the runtime or device is not there, and
     for any other value that is not expected.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size {batch_size}: expected 1 or more")
+    for what, value, least in (("gpu", gpu, -1), ("batch_size", batch_size, 1)):
+        if not isinstance(value, int) or value < least:
+            raise InputError(f"{what} {value!r}: expected a whole number from {least}")
     return Model(str(name), runtime, gpu, dtype, batch_size)
 
 

@@ -74,7 +74,7 @@ def warn_of_equal(parts):
     least, most = (reduce(best, (best.reduce(part) for part in parts)) for best in (np.minimum, np.maximum))
     spread = (most - least).max()
     if spread < 1e-6:
-        equal = "all embeddings are equal; ties count as misses, so the recall is 0"
+        equal = "all embeddings are equal; ties with other classes count as misses"
         nearly = f"all embeddings are practically equal: their values differ by about {spread:.0e} at most"
         tqdm.write("warning: " + (nearly if spread else equal), file=sys.stderr)
 

@@ -282,23 +282,37 @@ def write_vectors(file, shape, dtype, blocks):
 def read_part(prefix, facts):
     """The pictures and the vectors (N, dim) of a part, without incomplete ends."""
     lines, count = _complete(prefix, facts)
-    pictures = [_picture(line) for line in lines[1 : count + 1]]
+    with _parsing(prefix):
+        pictures = [_picture(line) for line in lines[1 : count + 1]]
     return pictures, _part_vectors(prefix, facts)[:count]
 
 
 def _complete(prefix, facts):
     """The complete lines of a part, facts first, and the number of pictures that have a line and a vector.
 
-    After a power failure, a file may have its length but zeros in it: all from there on is lost. A descriptor is never
-    zero, but the one before the first of zeros may end in them.
+    Without such a picture there are no lines: facts alone, as a command that failed has left them, bind nobody. After a
+    power failure, a file may have its length but zeros in it: all from there on is lost. A descriptor is never zero,
+    but the one before the first of zeros may end in them.
     """
     lines = Path(f"{prefix}.jsonl").read_bytes().splitlines(keepends=True)
     lines = list(takewhile(lambda line: line.endswith(b"\n") and b"\0" not in line, lines))
-    if lines:
+    if len(lines) < 2 or not os.path.getsize(f"{prefix}.f"):
+        return [], 0
+    with _parsing(prefix):
         _must_be_same(prefix.parent.parent, json.loads(lines[0]), facts)
     vectors = _part_vectors(prefix, facts)[: max(0, len(lines) - 1)]
     zero = np.flatnonzero(~np.any(vectors, axis=1))
     return lines, max(0, int(zero[0]) - 1) if len(zero) else len(vectors)
+
+
+@contextmanager
+def _parsing(prefix):
+    """Turns the error for a line of a part that is no line of this program into an InputError."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        hint = f"remove it and {prefix.name}.f beside it; their pictures are then described again"
+        raise InputError(f"{prefix}.jsonl: is damaged ({error}); {hint}")
 
 
 def _part_vectors(prefix, facts):

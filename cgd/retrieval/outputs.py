@@ -54,8 +54,8 @@ def save_results(options, result, pooled, measured, dataset, cropped, dtype, run
         "images_per_second": result.images_per_second,
         "search_seconds": result.search_seconds,
         **runtime,
-        "queries": digest_of(result.queries.records),
-        "searched": digest_of(result.gallery.records) if result.gallery else None,
+        "queries": digest_of(result.queries.records, dataset),
+        "searched": digest_of(result.gallery.records, dataset) if result.gallery else None,
         "hits_at_1": "".join(map(str, (result.nearer < 1).astype(int))),
         "classes": metrics.by_class(result.nearer < 1, result.queries.identities, dataset.classes),
     }
@@ -74,26 +74,30 @@ def read_hits(file):
         raise InputError(f"--confidence {file}: no file of this version's --results ({type(error).__name__}: {error})")
 
 
-def digest_of(records):
-    """SHA-1 of the names and classes of images, which two evaluations of the same images share, cropped or not."""
-    return datasets.digest([record._replace(box=None) for record in records])
+def digest_of(records, dataset):
+    """SHA-1 of the names and classes of images, which two evaluations of the same images share, cropped or not.
+
+    dataset : the Dataset that they are of, for the ids and names of the classes
+    """
+    return datasets.digest([record._replace(box=None, identity=dataset.classes[record.identity]) for record in records])
 
 
-def check_same_images(other, queries, gallery):
+def check_same_images(other, dataset, queries, gallery):
     """Raises InputError unless `other`, from `read_hits`, is of these queries in this gallery: records, or None."""
     file, digests, hits = other
-    if digests != (digest_of(queries), digest_of(gallery) if gallery else None) or len(hits) != len(queries):
-        what = "queries" if digests[0] != digest_of(queries) else "images to search in"
+    own = digest_of(queries, dataset), digest_of(gallery, dataset) if gallery else None
+    if digests != own or len(hits) != len(queries):
+        what = "queries" if digests[0] != own[0] else "images to search in"
         raise InputError(f"--confidence {file}: is of other {what}; evaluate both checkpoints on the same images")
 
 
-def print_confidence(other, result):
+def print_confidence(other, result, dataset):
     """Prints the interval of R@1; and of its difference to `other`, from `read_hits`, if that is not True."""
     hits, identities = result.nearer < 1, result.queries.identities
     print("R@1: {:.4f}, 95 % from {:.4f} to {:.4f}".format(hits.mean(), *metrics.interval(hits, identities)))
     if other is True:
         return
-    check_same_images(other, result.queries.records, result.gallery.records if result.gallery else None)
+    check_same_images(other, dataset, result.queries.records, result.gallery.records if result.gallery else None)
     file, _, others = other
     low, high = metrics.interval(hits, identities, others)
     print(f"R@1 minus that of {file}: {hits.mean() - others.mean():+.4f}, 95 % from {low:+.4f} to {high:+.4f}")

@@ -148,6 +148,9 @@ def _import_mxnet():
     _use_all_cores()
     _forbid_tf32()
     os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")  # no line for each graph that oneDNN fuses
+    for name in ("MXNET_HOME", "MXNET_GLUON_REPO"):  # empty is unset, as for download.sh
+        if os.environ.get(name) == "":
+            del os.environ[name]
     try:
         _load_cuda_wheels()
         with _without_role():
@@ -282,7 +285,7 @@ def git_commit():
 
     def git(*words):
         words = ["git", "-C", str(root), *words]
-        return subprocess.check_output(words, stderr=subprocess.DEVNULL, universal_newlines=True).strip()
+        return os.fsdecode(subprocess.check_output(words, stderr=subprocess.DEVNULL)).strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root:

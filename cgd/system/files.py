@@ -16,7 +16,7 @@ def replacing(path):
     """
     _must_be_file(path)
     target = Path(os.path.realpath(str(path)))
-    part = target.with_name(f".part-{os.getpid()}-{target.name}")
+    part = _beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -27,6 +27,11 @@ def replacing(path):
     finally:
         if part.exists():
             part.unlink()
+
+
+def _beside(target):
+    """A path for the parts of a file. Random, because processes in two containers can have the same number."""
+    return target.with_name(f".part-{os.urandom(4).hex()}-{target.name}")
 
 
 def new_folder(parent, name):
@@ -45,13 +50,27 @@ def to_disk(path):
         os.fsync(file.fileno())
 
 
+def check_output(flag, path, endings, inputs=()):
+    """Raises InputError if an output file cannot be written, or is not meant to be one.
+
+    flag : the word of the command line that gives it, for the message
+    endings : what its name may end with, as in (".png", ".jpg"). So a forgotten FILE cannot be the next word, a picture
+    inputs : paths of files that the command reads
+    """
+    must_be_writable(path)
+    if Path(path).suffix not in endings:
+        raise InputError(f"{flag} {path}: expected a name that ends with {' or '.join(endings)}")
+    if os.path.realpath(path) in map(os.path.realpath, inputs):
+        raise InputError(f"{flag} {path}: is a file that this command reads; choose another name")
+
+
 def must_be_writable(path):
     """Raises InputError if `path` cannot be written, so that this is known before hours of work. Creates no folders."""
     _must_be_file(path)
     path = Path(os.path.realpath(str(path)))
     try:
         folder = next(parent for parent in path.parents if parent.exists())
-        part = folder / f".part-{os.getpid()}-{path.name}"
+        part = _beside(folder / path.name)
         part.touch()
         part.unlink()
     except OSError as error:

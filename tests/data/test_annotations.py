@@ -118,7 +118,8 @@ def test_a_missing_file_and_one_that_is_no_text_are_named(tmp_path):
 
 
 def test_a_path_stays_in_its_folder():
-    assert annotations.inside("data", "a/b..c/.d.jpg", "f", 1) == "data/a/b..c/.d.jpg"
+    for path in ("a/b..c/.d.jpg", "\u5199\u771f\u3000\u4e00.jpg", "a\u00a0b.jpg"):  # blanks that are not ASCII's
+        assert annotations.inside("data", path, "f", 1) == f"data/{path}"
     for path in ("../a.jpg", "a/../../b.jpg", "/a.jpg", ".."):
         with pytest.raises(InputError, match="f:7: .*outside the data folder"):
             annotations.inside("data", path, "f", 7)
@@ -144,6 +145,7 @@ def test_a_partition_is_read_as_written(tmp_path):
         ("id_02 query", "query", "file.txt:4: expected a path"),
         ("query", "test", "file.txt:4: .*train, query or gallery"),
         ("img/c.jpg", "img/b.jpg", "file.txt:5: 'img/b.jpg' is listed twice"),
+        ("img/c.jpg", "img/./b.jpg", "file.txt:5: 'img/./b.jpg' is listed twice"),
     ],
 )
 def test_a_bad_partition_is_named_with_its_line(tmp_path, old, new, words):

@@ -1,11 +1,12 @@
 """Pictures: to the pixel what the authors' evaluation code sees, and the same whichever process reads them."""
 
 import io
+import os
 import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from cgd.data import datasets, images
 from cgd.data.loader import Loader
@@ -206,9 +207,18 @@ def test_what_follows_a_whole_picture_does_not_matter(tmp_path):
 def test_a_picture_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "note.jpg").write_bytes(b"this is no picture")
     (tmp_path / "empty.jpg").write_bytes(b"")
-    for name in ("note.jpg", "empty.jpg", "missing.jpg"):
+    os.mkfifo(str(tmp_path / "pipe.jpg"))
+    for name in ("note.jpg", "empty.jpg", "missing.jpg", "pipe.jpg"):
         with pytest.raises(InputError, match=name):
             images.read_image(tmp_path / name)
+
+
+def test_a_png_with_a_long_text_is_read(tmp_path):
+    """Longer than Pillow reads of one text."""
+    more = PngImagePlugin.PngInfo()
+    more.add_text("comment", "a" * 1_200_000, zip=True)
+    Image.fromarray(PIXELS).save(str(tmp_path / "a.png"), pnginfo=more)
+    np.testing.assert_array_equal(images.read_image(tmp_path / "a.png").asnumpy(), PIXELS)
 
 
 def test_a_box_outside_its_picture_is_named(records):

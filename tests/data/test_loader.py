@@ -1,5 +1,6 @@
 """Loader processes: the same batches as without them, and what happens when one or their parent dies."""
 
+import errno
 import faulthandler
 import multiprocessing
 import os
@@ -105,6 +106,22 @@ def test_a_process_that_dies_is_reported_with_what_helps(number):
     batches = Loader(Numbers(), 1, 2).batches([[1], [2], [3], [signal.Signals(number)], [5], [6], [7], [8]])
     with pytest.raises(InputError, match="by the signal {}.*--num-workers".format(signal.Signals(number).name)):
         list(batches)
+
+
+def test_batches_that_no_memory_can_hold_are_one_line():
+    with pytest.raises(InputError, match="a smaller --batch-size"):
+        Loader(Numbers(), 10**18, 1)
+
+
+def test_a_process_that_cannot_be_started_leaves_stops_as_they_were(monkeypatch):
+    def start(process):
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with pytest.raises(InputError, match="Resource temporarily unavailable.*--num-workers"):
+        Loader(Numbers(), 1, 1)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 def test_a_bug_in_a_process_is_shown_with_its_traceback():

@@ -137,6 +137,16 @@ def test_thumbnails_show_the_box(tmp_path, items):
         assert np.abs(view - np.array(colour)).max() < 12  # JPEG
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_palette_with_transparency_is_shown_without_a_warning(tmp_path):
+    image = Image.new("P", (9, 6), 1)
+    image.putpalette([0, 0, 0, 200, 30, 20])
+    image.save(str(tmp_path / "a.png"), transparency=bytes([0, 128]))
+    size, kept = pictures.thumbnail(str(tmp_path / "a.png"), None)
+    seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(kept))), int)
+    assert size == (9, 6) and np.abs(seen - [200, 30, 20]).max() < 12
+
+
 def test_large_and_unusual_pictures(tmp_path):
     slope = np.linspace(0, 255, 1000).astype(np.uint8)
     Image.fromarray(np.stack([np.tile(slope, (600, 1))] * 3, axis=2)).save(str(tmp_path / "large.jpg"), quality=95)

@@ -300,8 +300,8 @@ def test_a_description_of_another_dtype_is_told(saved):
 @pytest.mark.parametrize("renamed", [0, 1, 2])
 def test_a_kill_between_two_files_leaves_no_description_of_others(saved, monkeypatch, renamed):
     net, prefix = saved
-    replace, left = os.replace, list(range(renamed))
-    monkeypatch.setattr(os, "replace", lambda *names: replace(*names) if left and not left.pop() else interrupt())
+    replace, left = os.replace, [None] * renamed
+    monkeypatch.setattr(os, "replace", lambda *names: replace(*names) if left and left.pop() is None else interrupt())
 
     def interrupt():
         raise KeyboardInterrupt
@@ -419,3 +419,10 @@ def test_pooled_vectors_are_means_maxima_and_cubic_means_of_the_map(tmp_path, ar
         vectors = expected[name] / np.linalg.norm(expected[name], axis=1, keepdims=True)
         assert np.ptp(vectors, axis=0).max() > 0.01
         np.testing.assert_allclose(checkpoint.graph(mx.cpu())(x).asnumpy(), vectors, atol=1e-5)
+
+
+def test_a_checkpoint_that_is_being_written_is_not_taken_for_the_released_one(saved, tmp_path):
+    description = Path(saved[1] + ".json")
+    description.rename(description.with_name(f".part-0a1b2c3d-{description.name}"))
+    with pytest.raises(InputError, match="net: is being written, or its writing was cut off"):
+        descriptions.read(saved[1])

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import socket
 from ast import literal_eval
 from collections import Counter
 
@@ -468,6 +469,16 @@ def test_weights_that_cannot_be_downloaded_are_one_line(tmp_path, monkeypatch):
         weights.zoo_file("resnet18_v1")
     with pytest.raises(InputError, match="bash download.sh weights .*--backbone-params"):
         weights.zoo_file("resnet50_v1")
+
+
+def test_a_server_that_says_nothing_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "TIMEOUT", (0.05, 0.05))
+    monkeypatch.setattr(weights.model_store.get_model_file, "__defaults__", (str(tmp_path),))
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, and never answers
+        monkeypatch.setenv("MXNET_GLUON_REPO", "http://127.0.0.1:{}/".format(server.getsockname()[1]))
+        with pytest.raises(InputError, match="could not be downloaded .*--backbone-params"):
+            weights.zoo_file("resnet18_v1")
+    assert mx.gluon.utils.requests.__name__ == "requests"
 
 
 def test_real_imagenet_weights_load(shared):

@@ -1,12 +1,15 @@
 """What an evaluation says of networks that retrieve nothing."""
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from cgd.data import datasets
 from cgd.data.datasets import Dataset, Record
 from cgd.data.loader import Unreadable
-from cgd.retrieval import evaluation
+from cgd.retrieval import evaluation, outputs
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
 
@@ -22,7 +25,7 @@ def evaluate(records):
 
 def test_equal_embeddings_find_nothing_and_a_line_says_why(evaluate, capsys):
     assert evaluate(lambda x: mx.nd.ones((len(x), 4))).recalls == [0, 0]
-    assert "warning: all embeddings are equal; ties count as misses" in capsys.readouterr().err
+    assert "warning: all embeddings are equal; ties with other classes count as misses" in capsys.readouterr().err
     assert max(evaluate(lambda x: 5e-7 * x.mean(axis=(2, 3))).recalls) > 0
     assert "warning: all embeddings are practically equal: their values differ by about" in capsys.readouterr().err
     assert max(evaluate(lambda x: x.mean(axis=(2, 3))).recalls) > 0
@@ -51,3 +54,19 @@ def test_an_unreadable_picture_of_the_gallery_is_not_searched_in(records, tmp_pa
 def test_embeddings_that_are_not_finite_are_told(evaluate):
     with pytest.raises(InputError, match="the network's embeddings are not finite"):
         evaluate(lambda x: x.mean(axis=(2, 3)) * np.nan)
+
+
+def test_results_of_other_classes_are_not_compared_even_if_their_pictures_have_the_same_names(tmp_path):
+    """Two folders of class folders, as many pictures in each, whose classes get the same numbers."""
+
+    def dataset(*names):
+        for name, file in itertools.product(names, ("0.jpg", "1.jpg")):
+            (tmp_path / "-".join(names) / "test" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "-".join(names) / "test" / name / file).touch()
+        return datasets.load("folders", tmp_path / "-".join(names), need_training=False)
+
+    pets, things = dataset("cats", "dogs"), dataset("cars", "houses")
+    kept = "pets.json", (outputs.digest_of(pets.test, pets), None), np.ones(4, bool)
+    outputs.check_same_images(kept, pets, pets.test, None)
+    with pytest.raises(InputError, match="pets.json: is of other queries"):
+        outputs.check_same_images(kept, things, things.test, None)

@@ -125,6 +125,28 @@ def test_zeros_that_begin_within_a_vector_or_end_before_the_last_line(tmp_path):
     assert published(tmp_path / "i") == expected(PICTURES)
 
 
+def test_a_command_that_failed_before_it_described_anything_binds_nobody(tmp_path):
+    described(tmp_path / "i", [])
+    other = dict(FACTS, checksum="b", dim=4)
+    current = index.Index(tmp_path / "i", other)
+    part = current.part("1-of-1")
+    part.append(PICTURES[:1], [[1, 2, 3, 4]])
+    part.close()
+    assert current.publish(PICTURES, "/photos") == (1, 0)
+    assert index.read(tmp_path / "i")[0]["checksum"] == "b"
+
+
+@pytest.mark.parametrize("line", [0, 2])
+@pytest.mark.parametrize("text", [b"garbage\n", b"[]\n"])
+def test_a_damaged_line_of_a_part_is_told(tmp_path, line, text):
+    described(tmp_path / "i", PICTURES)
+    file = tmp_path / "i" / index.PARTS / "1-of-1.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*lines[:line], text, *lines[line + 1 :]]))
+    with pytest.raises(InputError, match="1-of-1.jsonl: is damaged .*; remove it and 1-of-1.f beside it"):
+        index.Index(tmp_path / "i", FACTS)
+
+
 class Killed(BaseException):
     """In the place of SIGKILL."""
 

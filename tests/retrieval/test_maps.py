@@ -336,6 +336,7 @@ def test_the_command_compares_a_query_with_its_neighbours_in_an_index(saved, tmp
     [
         (["-o", "maps.gif"], "-o maps.gif: expected a name that ends with .png or .jpg"),
         (["-o", "/dev/null/maps.png"], "/dev/null/maps.png: cannot be written"),
+        (["-o", "FOLDER/1.png"], "1.png: is a file that this command reads; choose another name"),
         (["-o", "FOLDER/maps.png", "--box", "1,2,3,4"], "--box: 1 given for 2 images; expected one for each"),
         (["-o", "FOLDER/maps.png", "--box", "1,2,3"], "expected X,Y,W,H"),
         (["-o", "FOLDER/maps.png", "--box", "0,0,9,9", "--box", "99,0,1,1"], "1.png: the box (99, 0, 1, 1) starts"),

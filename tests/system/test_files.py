@@ -27,6 +27,18 @@ def test_a_link_stays_and_the_file_that_it_leads_to_is_replaced(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["far", "file", "later", "link", "nowhere"]
 
 
+def test_an_output_is_not_a_file_that_is_read_nor_one_of_another_kind(tmp_path):
+    (tmp_path / "net.json").write_text("{}")
+    (tmp_path / "link.json").symlink_to("net.json")
+    files.check_output("--results", tmp_path / "other.json", (".json",), [tmp_path / "net.json"])
+    for name in ("net.json", "link.json"):
+        with pytest.raises(InputError, match=f"--results .*{name}: is a file that this command reads"):
+            files.check_output("--results", tmp_path / name, (".json",), [tmp_path / "net.json"])
+    for name in ("photo.jpg", ".html", "page"):
+        with pytest.raises(InputError, match=f"--html .*{name}: expected a name that ends with .html"):
+            files.check_output("--html", tmp_path / name, (".html",))
+
+
 def test_a_pipe_and_a_device_are_left_alone(tmp_path):
     os.mkfifo(str(tmp_path / "pipe"))
     for path, what in ((tmp_path / "pipe", "a device or a pipe"), ("/dev/null", "a device"), (tmp_path, "a folder")):
