@@ -142,6 +142,7 @@ def _explain(error):
 
 def _import_mxnet():
     machine.check_python()
+    machine.check_packages()
     _check_numpy()
     _restore_numpy_names()
     _restore_distutils()
@@ -155,6 +156,8 @@ def _import_mxnet():
         _load_cuda_wheels()
         with _without_role():
             import mxnet
+    except ImportError as error:
+        raise InputError(f"MXNet cannot be imported ({error}); {machine.INSTALL}")
     except OSError as error:
         raise InputError(_explain(error))
     return mxnet

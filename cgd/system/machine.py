@@ -6,11 +6,14 @@ Runs before anything is installed, so it uses the standard library only.
 """
 
 import ctypes
+import importlib.util
 import os
 import sys
 from pathlib import Path
 
 from cgd.system.errors import InputError, run
+
+INSTALL = "make demo installs all into .venv, and . .venv/bin/activate is for a terminal that is to use it"
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 8), (3, 13)
 
@@ -31,6 +34,13 @@ def check_python(version=sys.version_info):
         f"this is Python {version[0]}.{version[1]}; MXNet 1.9.1 and a compatible numpy are available for Python 3.8 to "
         "3.13 (3.8 to 3.12 without a compiler). Choose one, for example: make PYTHON=python3.12 demo"
     )
+
+
+def check_packages():
+    """Raises InputError if a package that all commands need is missing, as outside the environment of `make`."""
+    missing = [name for name in ("numpy", "PIL", "tqdm") if not importlib.util.find_spec(name)]
+    if missing:
+        raise InputError(f"{missing[0]} is not installed for {sys.executable}; {INSTALL}")
 
 
 def usable_cores():

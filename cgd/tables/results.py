@@ -13,8 +13,8 @@ from cgd.tables import paper
 from cgd.training import recipes
 
 SCORES = (
-    "Mean and standard deviation over the seeds, after the last iteration. A dash: not known of the paper, or not run "
-    "here."
+    "Mean and standard deviation over the seeds, after the last iteration. A dash: not known of the released "
+    "model, or not run here."
 )
 UNCHANGED = "A row without changes is the recipe itself: in all tables the same runs."
 BEST = 'The "best" column is the best of several evaluations on the test split, and optimistic.'
@@ -28,7 +28,7 @@ PAIRED = (
     "have, and the number of seeds in which the first row was better."
 )
 SELECTED = "Best of several rows: selected by this same score, so that a difference in its favour is optimistic."
-# A paper's figure is of this network and these images. The configuration is the row's own.
+# The released model's figures are of this network and these images. The configuration is the row's own.
 NETWORK = (*(name for name in OPTIONS if name != "config"), "image_width", "image_height", "mean", "std")
 MADE = "Made by `python -m cgd.tables --render`."
 
@@ -97,22 +97,22 @@ def _row(study, row):
     job = study.job(row, 0)
     runs = [study.job(row, seed).scores() for seed in seeds_of(study, row)]
     runs = [run for run in runs if run]
-    known = row.paper if row.dataset == study.dataset and has_papers_network(study) else ()
+    known = row.released if row.dataset == study.dataset and has_released_network(study) else ()
     return {
         "name": row.name,
         "recipe": recipes.text_of_changes(study.recipe(), job.recipe),
         "flags": list(row.flags),
-        "paper": dict(zip(map(str, datasets.SOURCES[study.dataset].ranks), known)) or None,
+        "released": dict(zip(map(str, datasets.SOURCES[study.dataset].ranks), known)) or None,
         "runs": runs,
         **{score: _summary([run[score] for run in runs]) for score in ("last", "best", "hardest")},
     }
 
 
-def has_papers_network(study):
-    """Whether a study has the network, images and cropping of the data set's recipe, as the paper's figures do."""
-    own, papers, options = study.recipe(), recipes.RECIPES[study.dataset], study.options()
+def has_released_network(study):
+    """Whether a study has the network, images and cropping of the data set's recipe, as the released model does."""
+    own, theirs, options = study.recipe(), recipes.RECIPES[study.dataset], study.options()
     usual = options.cropped is None and not any(flags.files_of(options)[1:])  # the folder may be anywhere
-    return usual and all(getattr(own, name) == getattr(papers, name) for name in NETWORK)
+    return usual and all(getattr(own, name) == getattr(theirs, name) for name in NETWORK)
 
 
 def _summary(recalls):
@@ -225,6 +225,12 @@ def command(record):
     return "python -m cgd.tables " + " ".join(map(shlex.quote, words))
 
 
+def _fewer(record):
+    """What to add to the command if not all rows have the same number of seeds."""
+    rows = [row for table in record["tables"].values() for row in table["rows"] if row["runs"]]
+    return "; rows with fewer seeds by a command of their own" if len({len(row["runs"]) for row in rows}) > 1 else ""
+
+
 def _runs(record):
     return [run for table in record["tables"].values() for row in table["rows"] for run in row["runs"]]
 
@@ -243,7 +249,7 @@ def _heading(record):
         "- Recipe: `{}`'s ({}){}.".format(
             record["dataset"], record["configuration"], f", with `{changes}`" if changes else ""
         ),
-        f"- Command: `{command(record)}`, with `--gpus` for the devices.",
+        f"- Command: `{command(record)}`, with `--gpus` for the devices{_fewer(record)}.",
         "- Initial weights: {}.".format(", ".join(weights)),
         "- Versions: {}.".format("; ".join(versions + (["commit " + ", ".join(commits)] if commits else []))),
         "",
@@ -265,13 +271,13 @@ def short(commit):
 
 
 def _grid(rows, ranks, several_evaluations):
-    papers = ranks if any(row["paper"] for row in rows) else []
+    released = ranks if any(row["released"] for row in rows) else []
     best = ranks[:1] if several_evaluations else []
-    lines = [["", "changes", *("paper R@" + k for k in papers), "seeds", *("R@" + k for k in ranks)]]
+    lines = [["", "changes", *("released model, R@" + k for k in released), "seeds", *("R@" + k for k in ranks)]]
     lines[0] += ["best R@" + k for k in best] + ["hardest positive / negative"]
     lines.append(["---"] * len(lines[0]))
     for row in rows:
-        known = [_figure((row["paper"] or {}).get(k)) for k in papers]
+        known = [_figure((row["released"] or {}).get(k)) for k in released]
         own = [_spread(row["last"].get(k)) for k in ranks] + [_spread(row["best"].get(k)) for k in best]
         hardest = [row["hardest"].get(sign) for sign in ("positive", "negative")]
         distances = " / ".join(f"{mean:.3g}" for mean, _ in hardest) if all(hardest) else "-"
@@ -372,11 +378,11 @@ def main_rows(records):
 
 def main_table(rows):
     """The main table over several data sets, each with its own K."""
-    lines = [["study", "row", "seeds", "K", "R@K here", "R@K in the paper", "best here, at the first K"]]
+    lines = [["study", "row", "seeds", "K", "R@K here", "R@K of the released model", "best here, at the first K"]]
     lines.append(["---"] * len(lines[0]))
     for row in rows:
         here = ", ".join(_spread(row["last"].get(k)) for k in row["ranks"])
-        known = ", ".join(_figure((row["paper"] or {}).get(k)) for k in row["ranks"]) if row["paper"] else "-"
+        known = ", ".join(_figure((row["released"] or {}).get(k)) for k in row["ranks"]) if row["released"] else "-"
         best = _spread(row["best"].get(row["ranks"][0]))
         lines.append([row["study"], row["name"], str(len(row["runs"])), ", ".join(row["ranks"]), here, known, best])
     table = paper.TABLES["main"]

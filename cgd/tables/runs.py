@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -303,13 +303,13 @@ class Runner:
         self.processes, self.failed, self.stopping = {}, [], threading.Event()
 
     def run(self):
-        """Returns when no job is left. Ctrl-C stops the runs, which save their state.
+        """Returns when no job is left that this process could run. Ctrl-C stops the runs, which save their state.
 
         Raises InputError if runs have failed.
         """
         with ThreadPoolExecutor(len(self.gpus)) as pool:
             try:
-                for lane in [pool.submit(self._lane, gpu) for gpu in self.gpus]:
+                for lane in as_completed([pool.submit(self._lane, gpu) for gpu in self.gpus]):
                     lane.result()
             except BaseException:
                 self.stopping.set()
@@ -322,6 +322,9 @@ class Runner:
                     len(self.failed), len(self.jobs), ", ".join(str(job.folder) for job in self.failed)
                 )
             )
+        others = [job.folder for job in self.jobs if job.state() != "finished"]
+        if others:
+            tell(f"{len(others)} of {len(self.jobs)} runs are those of another process: {', '.join(map(str, others))}")
 
     def words(self, job, gpu):
         """The words of train.py that start or resume a job."""

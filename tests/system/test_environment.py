@@ -3,6 +3,7 @@
 import importlib.abc
 import importlib.machinery
 import os
+import re
 import subprocess
 import sys
 import types
@@ -17,6 +18,16 @@ from cgd.system.errors import InputError
 from cgd.tables import paper, runs
 from cgd.training import record
 from conftest import ROOT, command
+
+
+@pytest.mark.parametrize("words", [["test.py"], ["train.py"], ["-m", "cgd.tables"], ["-m", "cgd.describe"]], ids=str)
+def test_without_the_environment_one_line_says_so(words):
+    """-S: a Python without the packages that were installed for it."""
+    result = command("-S", *words, "--help")
+    assert result.returncode == 2 and not result.stdout
+    assert re.fullmatch(
+        r"error: numpy is not installed for .*; make demo installs all into .venv, and .*\n", result.stderr
+    )
 
 
 class Driver:

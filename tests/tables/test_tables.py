@@ -418,6 +418,13 @@ def test_a_claim_lasts_as_long_as_whoever_inherited_it(tmp_path):
         assert other
 
 
+def test_runs_that_another_process_makes_are_told(small_study, tmp_path, capsys):
+    job = small_study._replace(folder=tmp_path).job(paper.Row("recipe"), 0)
+    with runs.claimed(job.folder):
+        runs.Runner([job], [-1]).run()
+    assert f"1 of 1 runs are those of another process: {job.folder}\n" in capsys.readouterr().out
+
+
 def test_a_disk_without_locks_is_one_line(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
