@@ -66,7 +66,8 @@ def arguments():
     help_ = "precision of the convolutions on a CPU (default: float32); for int8 see python -m cgd.quantize --help"
     add("--dtype", choices=DTYPES, default="float32", help=help_)
     add = parser.add_argument_group("output").add_argument
-    add("--pooled", action="store_true", help="also evaluate each pooled vector, before its Dense layer")
+    help_ = "also evaluate each pooled vector, before its Dense layer; each computes all images once more"
+    add("--pooled", action="store_true", help=help_)
     add("--save-embeddings", metavar="FILE.npz", help="save descriptors, class and image ids, names, boxes, paths")
     help_ = "also print these, separated by commas: map@r, r-precision, precision@K"
     add("--metrics", type=metrics.parse, default=(), metavar="NAME,...", help=help_)
@@ -178,15 +179,18 @@ def main():
         with environment.memory_for("give fewer --html-queries"):
             gallery_page.write(options.html, result, dataset, facts, shown, options.link_images, maps)
         print(f"written: {options.html}", file=sys.stderr)
+    if options.results:  # here, and once more with the pooled vectors: a stop while they are computed loses nothing
+        outputs.save_results(options, result, {}, measured, dataset, cropped, dtype, runtime)
+    if options.confidence:
+        outputs.print_confidence(options.confidence, result, dataset)
     pooled = {}
     for letter, vectors in others.items():
+        print(f"pooled vector {letter}: all images once more", file=sys.stderr)
         with environment.memory_for(smaller):
             pooled[letter] = evaluate(vectors.graph(ctx, size, options.dtype), ctx).recalls
         print(f"pooled vector {letter}:\n{evaluation.report(dataset.ranks, pooled[letter])}")
-    if options.results:
+    if options.results and pooled:
         outputs.save_results(options, result, pooled, measured, dataset, cropped, dtype, runtime)
-    if options.confidence:
-        outputs.print_confidence(options.confidence, result, dataset)
 
 
 def similarity_maps(checkpoint, ctx, size, result, runtime):

@@ -209,7 +209,7 @@ def main():
         indexed = facts, _, vectors = index.read(options.index)
         search.network_of(options, facts, "as PREFIX")  # which raises InputError if it is another one
         if facts["dtype"] == "bfloat16":
-            errors.say("notice: the index is in bfloat16, the maps in float32: cgd.search may find other neighbours")
+            errors.say("note: the index is in bfloat16, the maps in float32: cgd.search may find other neighbours")
         common = search.common_of(vectors) if common is None else common
     check_height(min(options.k, len(vectors)) if options.index else len(options.images) - 1, options.output)
 
@@ -222,7 +222,7 @@ def main():
     size = description["image_width"], description["image_height"]
     images, small = pictures(paths, boxes, size)
     if description["cropped"] and not options.box:
-        errors.say("notice: this network was trained on cropped images; --box crops these")
+        errors.say("note: this network was trained on cropped images; --box crops these")
     with memory_for("give fewer images"):
         describe = PlaceVectors(Checkpoint(options.prefix), mx.cpu())
         places = describe(images)
@@ -239,7 +239,7 @@ def main():
             )
         places = [without(each, common) for each in places]
     elif min(similarities) > ALIKE:
-        errors.say("notice: where all descriptors are this alike, the maps say little; --common shows what differs")
+        errors.say("note: where all descriptors are this alike, the maps say little; --common shows what differs")
     maps = [similarity_maps(places[0], other) for other in places[1:]]
     print(report(paths, similarities, maps))
     with files.replacing(options.output) as part:

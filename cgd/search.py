@@ -110,7 +110,7 @@ def describe_queries(options, facts, queries):
     options.dtype = "bfloat16" if facts["dtype"] == "bfloat16" else "float32"
     options.runtime = descriptions.choose_runtime(options.prefix, options.runtime, options.dtype)
     if descriptions.read(options.prefix)["cropped"] and not options.box:
-        errors.say("notice: this network was trained on cropped images; --box crops a query")
+        errors.say("note: this network was trained on cropped images; --box crops a query")
     # One block for all, as in evaluation.Extractor.
     numbers, vectors = [], np.empty((len(queries), facts["dim"]), np.float32)
 

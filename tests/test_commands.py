@@ -22,6 +22,7 @@ from cgd.retrieval.recall import recall_at_k
 from cgd.system import environment
 from cgd.system.errors import InputError
 from cgd.training import arguments, curves, recipes, trainer
+from cgd.training import run as training
 from conftest import LONG, children_of, command, lively_network, members_of, running, wait_until
 
 SIZE = "--image-width 32 --image-height 32 --batch-size 8 --images-per-identity 2 --gpu -1".split()
@@ -471,7 +472,7 @@ def test_pooled_vectors_are_evaluated_beside_the_embedding(lively, small_demo, t
     assert {letter: list(recalls.values()) for letter, recalls in kept.items()} == dict(zip("MG", figures[1:]))
 
 
-def test_training_goes_on_from_a_checkpoint(run, small_demo, tmp_path, here):
+def test_training_goes_on_from_a_checkpoint(run, small_demo, tmp_path, here, capfd):
     result = here(
         *["train.py", "--dataset", "demo", "--data-dir", small_demo, "--pretrained-model", run[0] / "last"],
         *["--iterations", 0, "--output-dir", tmp_path / "on", *SIZE],  # --dim is the checkpoint's
@@ -480,6 +481,9 @@ def test_training_goes_on_from_a_checkpoint(run, small_demo, tmp_path, here):
     before, after = (checkpoints.Checkpoint(folder / "last").arg_params for folder in (run[0], tmp_path / "on"))
     for name, value in before.items():
         np.testing.assert_array_equal(value.asnumpy(), after[name].asnumpy())
+    assert " was trained on " not in result.stderr
+    training.warn_of_another_crop(run[0] / "last", datasets.without_boxes(datasets.load("demo", small_demo)))
+    assert "last was trained on cropped images; now they are whole ones, unless" in capfd.readouterr().err
     again = ["train.py", "--dataset", "demo", "--data-dir", small_demo, "--pretrained-model", run[0] / "last"]
     assert_one_line(here(*again, "--gem-p", 5), "--gem-p 5.0: the checkpoint {}/last has 3.0".format(run[0]))
 
@@ -744,6 +748,7 @@ def test_bad_input_to_test_is_one_line_and_code_2(run, small_demo, tmp_path, wor
 
 BAD_TRAININGS = [
     (["--config", "MX"], "MX"),
+    (["--output-dir", "/dev/null/run"], "--output-dir /dev/null/run: /dev/null/run/log.jsonl: cannot be written"),
     (["--iterations", "many"], "--iterations many: not a whole number"),
     (["--iterations", "-1"], "--iterations -1: expected a number from 0"),
     (["--lr", "nan"], "--lr nan"),

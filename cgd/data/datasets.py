@@ -208,7 +208,8 @@ def load(name, folder=None, train_txt=None, test_txt=None, bbox_txt=None, galler
     elif source.read:
         splits = source.read(folder)
     else:
-        raise InputError(f"--dataset {name}: give its list files by --train-txt and --test-txt")
+        lists = "lists by --train-txt and --test-txt" if need_training else "list by --test-txt"
+        raise InputError(f"--dataset {name}: give its {lists}, and the images' folder by --data-dir")
     if not splits["test"]:
         raise InputError(f"{folder}: no test images")
     train = splits.pop("train", None)
@@ -357,9 +358,14 @@ def _zero_shot(records, train_classes):
 
 
 def _from_lists(folder, train_txt, test_txt, bbox_txt, gallery_txt, need_training):
-    for file in filter(None, (need_training and train_txt, test_txt, bbox_txt, gallery_txt)):
-        if not Path(file).exists() and Path(folder, file).exists():
-            raise InputError(f"{file}: no such file; lists are not looked for in --data-dir: give {Path(folder, file)}")
+    given = {"--test-txt": test_txt, "--bbox-txt": bbox_txt, "--gallery-txt": gallery_txt}
+    given.update({"--train-txt": train_txt} if need_training else {})
+    for flag, file in given.items():
+        if file and not Path(file).is_file():
+            hint = "expected a list file"
+            if Path(folder, file).is_file():
+                hint = f"lists are not looked for in --data-dir: give {Path(folder, file)}"
+            raise InputError(f"{flag} {file}: {'is a folder' if Path(file).is_dir() else 'no such file'}; {hint}")
     boxes = read_boxes(bbox_txt) if bbox_txt else None
     files = {"train": train_txt if need_training else None, "test": test_txt, "gallery": gallery_txt}
     splits = {split: _listed(file, folder, boxes) for split, file in files.items() if file}

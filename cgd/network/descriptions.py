@@ -86,7 +86,7 @@ def read_with_dim(name):
 
 @lru_cache(maxsize=None)  # once for each name
 def _say_that_it_is_taken_as_released(name):
-    say(f"notice: {name}.json is missing: taken as the authors' model, MG, 1536-d, 224 x 224, cropped, cub200")
+    say(f"note: {name}.json is missing: taken as the authors' model, MG, 1536-d, 224 x 224, cropped, cub200")
 
 
 def must_be_a_checkpoint(name):

@@ -72,7 +72,7 @@ def fastest(symbol, values, size):
             if np.abs(found - expected).max() * expected.shape[1] ** 0.5 < TOLERANCE:
                 return form
     if all(node["op"] != "broadcast_mul" for node in json.loads(symbol.tojson())["nodes"]):
-        say("notice: oneDNN's fused form of this network gives other embeddings; the slower, plain form is used")
+        say("note: oneDNN's fused form of this network gives other embeddings; the slower, plain form is used")
     return symbol, values, {}
 
 

@@ -39,7 +39,7 @@ def arguments(words):
         prog="python -m cgd.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    help_ = "list tables, rows, their data, and the time of each run: estimated, or measured if finished"
+    help_ = "list tables, rows, data, and how long finished runs took; with --table, also the estimated times of others"
     add("--list", action="store_true", help=help_)
     add("--table", metavar="NAME,...", help="tables to run or list: {}, or all".format(", ".join(paper.TABLES)))
     help_ = "run or list only these rows of the tables, by the names that --list shows"
@@ -155,14 +155,12 @@ def check_data(jobs):
         files = data_files(job.options())
         if files not in loaded and job.state() != "finished":
             loaded[files] = datasets.load(*files)
-            datasets.check_trainable(loaded[files])
     for job in jobs:
         options, recipe = job.options(), job.recipe
         if data_files(options) not in loaded:
             continue
         dataset = flags.selected(loaded[data_files(options)], options)
-        identities = [record.identity for record in dataset.train]
-        IdentitySampler(identities, recipe.batch_size, recipe.images_per_identity, seed=0, stop=0)
+        check_trainable(dataset, recipe)
         if job.state() != "missing":
             known = runs.read_json(job.folder / "arguments.json").get("data_sha1")
             if known not in (None, datasets.digests(dataset)):
@@ -210,17 +208,20 @@ def run(options):
 
 def show(options):
     """Prints tables, rows, their data, and the time of each run."""
-    # importing MXNet takes seconds, and the other modes do not need it
-    from cgd.system import environment
-    from cgd.tables import rates
-
-    device = environment.context(options.gpus[0])
     measured = {}
+    if options.table:
+        # Importing MXNet takes seconds, and nothing else here needs it.
+        from cgd.system import environment
+        from cgd.tables import rates
+
+        device = environment.context(options.gpus[0])
 
     def time_of(job, tested, micro_batch):
         recipe, took = job.recipe, job.seconds() if job.state() == "finished" else None
         if took is not None:
             return f"took {duration(took)}"
+        if not options.table:  # the networks of all tables take minutes to measure
+            return ""
         size = (recipe.image_width, recipe.image_height, recipe.batch_size, micro_batch)
         network = (recipe.backbone, recipe.last_stride, recipe.freeze_batch_norm, *size)
         if network not in measured:
@@ -230,29 +231,48 @@ def show(options):
     requested = names_of(options)
     check_rows(options, requested)
     for study, names in studies_of(options, requested):
-        data, tested = data_of(study)
+        data, tested, problem = data_of(study)
         micro_batch = study.options().micro_batch
-        print(f"\n{study.folder}\n{data}")
+        print(f"\n{study.folder}\n{data}" + (f"\nthe recipe cannot be trained on it: {problem}" if problem else ""))
         for name in names:
             table = paper.TABLES[name]
             print(f"\n--table {name:<15} {table.title}")
             for row in rows_of(options, study, name):
                 print(f"    {row.name:<26} ", end="", flush=True)  # the first run of a network takes a while to measure
                 print(time_of(study.job(row, 0), tested, micro_batch), flush=True)
+    if not options.table:
+        print("\n--table NAME estimates the times of its runs.")
+        return
     print(f"\nThe times are of one run on {device}, estimated from the fastest of several batches,")
     print('without reading images. "took": measured, for a finished run with seed 0, with reading.')
 
 
 def data_of(study):
-    """A line on the data of a study, and the number of images of an evaluation."""
-    source = datasets.SOURCES[study.dataset]
+    """A line on the data of a study, the number of images of an evaluation, and why its recipe cannot train on them.
+
+    The latter is None if it can, or without data.
+    """
+    source, found, problem, recipe = datasets.SOURCES[study.dataset], "found", None, study.recipe()
     try:
-        counts, found = datasets.counts(datasets.load(*data_files(study.options()))), "found"
+        dataset = datasets.load(*data_files(study.options()))
+        counts = datasets.counts(dataset)
     except InputError as error:
-        counts, found = source.counts or {}, f"missing: {error}"
+        dataset, counts, found = None, source.counts or {}, f"missing: {error}"
+    try:
+        if dataset:
+            check_trainable(dataset, recipe)
+    except InputError as error:
+        problem = error
     splits = ", ".join(f"{split.lower()} {n[1]:,} images of {n[0]:,}" for split, n in counts.items())
     tested = sum(images for split, (_, images) in counts.items() if split.lower() != "train")
-    return "data: {} ({}), {}".format(study.dataset, splits or "not known", found), tested
+    return f"data: {study.dataset} ({splits or 'not known'}), {found}", tested, problem
+
+
+def check_trainable(dataset, recipe):
+    """Raises InputError unless a recipe's batches can be drawn from the training images."""
+    datasets.check_trainable(dataset)
+    identities = [record.identity for record in dataset.train]
+    IdentitySampler(identities, recipe.batch_size, recipe.images_per_identity, seed=0, stop=0)
 
 
 def data_files(options):
@@ -269,9 +289,14 @@ def duration(seconds):
 
 def study_folders(options):
     """The folder of the requested study, or of all."""
-    if options.name or options.dataset:
-        return [options.output_dir / (options.name or options.dataset)]
-    return [file.parent for file in sorted(options.output_dir.glob("*/setting.json"))]
+    known = [file.parent for file in sorted(options.output_dir.glob(f"*/{runs.SETTING}"))]
+    if not (options.name or options.dataset):
+        return known
+    folder = options.output_dir / (options.name or options.dataset)
+    if folder not in known:
+        there = f"there are {', '.join(each.name for each in known)}" if known else "--table runs one"
+        raise InputError(f"{folder}: no such study; {there}")
+    return [folder]
 
 
 def render(options):
@@ -302,10 +327,12 @@ def render(options):
     for record in records:
         folder = options.results or options.output_dir / record["name"]
         if options.render:
-            wrote(results.write(record["name"], results.markdown(record), record, folder))
+            file = wrote(results.write(record["name"], results.markdown(record), record, folder))
+            wrote(file.with_suffix(".json"))
             if options.readme:
                 link = os.path.relpath(str(folder / f"{record['name']}.md"), str(options.readme.parent))
                 results.fill_in(options.readme, record["name"], results.digest(record, link))
+                wrote(options.readme)
         if options.plot:
             drawn += [wrote(file) for file in plots.draw(record, folder)]
     if options.plot and not drawn:

@@ -179,7 +179,12 @@ def _common_seeds(rows):
 
 def _best(rows, seeds):
     """The row with the highest mean score over some seeds, or over its own if there are none."""
-    return max(rows, key=lambda row: statistics.mean([_by_seed(row)[s] for s in seeds] or first_rank(row)))
+    return max(rows, key=lambda row: _mean_over(row, seeds))
+
+
+def _mean_over(row, seeds):
+    """The mean score of a row over some seeds, or over its own if there are none."""
+    return statistics.mean([_by_seed(row)[seed] for seed in seeds] or first_rank(row))
 
 
 def paired_difference(first, second):
@@ -203,6 +208,7 @@ def markdown(record):
     for table in record["tables"].values():
         lines += ["## {}".format(table["title"]), ""]
         lines += _grid(table["rows"], record["ranks"], record["several_evaluations"])
+        lines += _warnings(table["rows"])
         lines += ["", table["note"]] if table["note"] else []
         lines += ["", *_order(table["order"])] if table["order"] else []
         lines.append("")
@@ -285,6 +291,13 @@ def _grid(rows, ranks, several_evaluations):
     return _markdown(lines)
 
 
+def _warnings(rows):
+    """A list of what train.py warned of in the runs of the rows; no lines if it did not."""
+    found = [(row["name"], run["seed"], text) for row in rows for run in row["runs"] for text in run["warnings"]]
+    lines = [f"- {name}, seed {seed}: {text}" for name, seed, text in found]
+    return ["", "Warnings of train.py:", "", *lines] if lines else []
+
+
 def _changes(row):
     """ "`--fusion sum`": what a row changes in the study's recipe, or "-"."""
     words = [f"{recipes.flag(name)} {text}" for name, text in row["recipe"].items()] + row["flags"]
@@ -351,7 +364,8 @@ def digest(record, link):
     lines.append(["---"] * 3)
     for table in record["tables"].values():
         run = [row for row in table["rows"] if row["runs"]]
-        run.sort(key=lambda row: -statistics.mean(first_rank(row)))
+        common = _common_seeds(run) if run else ()
+        run.sort(key=lambda row: -_mean_over(row, common))
         differ = len({_seeds(row) for row in run}) > 1  # means over other seeds do not compare
         figures = " · ".join(
             f"{row['name']} {_spread(row['last'][rank])}" + (f" ({_seeds_in_words(row)})" if differ else "")

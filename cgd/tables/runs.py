@@ -180,6 +180,7 @@ class Job(NamedTuple):
             "weights": weights_of(arguments.get("command", [])),
             "weights_sha1": arguments.get("weights_sha1"),
             "precision": {True: "TensorFloat-32", False: "float32"}.get(arguments.get("tf32_allowed")),
+            "warnings": [line[len("warning: ") :] for line in warnings_in(self.folder / "output.txt")],
             "versions": arguments.get("versions"),
             "git_commit": arguments.get("git_commit"),
         }
@@ -380,9 +381,10 @@ def tell(text):
     print(text, flush=True)
 
 
-def warnings_in(file, start):
-    """The different warnings in an output of train.py, from a byte on."""
-    text = Path(file).read_bytes()[start:].decode(errors="replace").replace("\r", "\n")
+def warnings_in(file, start=0):
+    """The different warnings in an output of train.py, from a byte on; none if it is not there."""
+    text = Path(file).read_bytes()[start:] if Path(file).exists() else b""
+    text = text.decode(errors="replace").replace("\r", "\n")
     return list(dict.fromkeys(line for line in text.split("\n") if line.startswith("warning: ")))
 
 

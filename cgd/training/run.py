@@ -8,12 +8,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from cgd.data import datasets, flags, loader
-from cgd.network import formats, weights
+from cgd.network import descriptions, formats, weights
 from cgd.network.checkpoints import Checkpoint
 from cgd.network.parameters import NOT_UTF8
 from cgd.system import environment
 from cgd.system.errors import InputError
-from cgd.system.files import new_folder, replacing
+from cgd.system.files import must_be_writable, new_folder, replacing
 from cgd.training import cluster, curves, recipes, record, state, trainer
 
 
@@ -39,6 +39,8 @@ def train(options, recipe, resumed, store):
         check_output_dir(Path(options.output_dir))
     whole = dataset = flags.load_dataset(options, options.dataset)
     datasets.check_trainable(dataset)
+    if options.pretrained_model and not resumed:
+        warn_of_another_crop(options.pretrained_model, dataset)
     now = record.new(options, dataset, store)
     if options.validation_classes:
         dataset = datasets.hold_out(whole, options.validation_classes)
@@ -80,6 +82,15 @@ def train(options, recipe, resumed, store):
         scores = training.run(options.save_every)
         if leads:
             tell(training, scores, test, options.eval_batch_size)
+
+
+def warn_of_another_crop(prefix, dataset):
+    """Warns if images are cropped differently from those that a checkpoint to fine-tune has seen."""
+    before, now = descriptions.read(prefix)["cropped"], dataset.train[0].box is not None
+    if before != now:
+        kinds = {True: "cropped", False: "whole"}
+        text = f"{prefix} was trained on {kinds[before]} images; now they are {kinds[now]} ones"
+        print(f"warning: {text}{'' if now else ', unless they are crops already'}", file=sys.stderr)
 
 
 def check_share(recipe, devices):
@@ -128,6 +139,10 @@ def check_output_dir(folder):
         raise InputError(f"--output-dir {folder}: {NOT_UTF8}")
     if (folder / "log.jsonl").exists():
         raise InputError(f"--output-dir {folder}: holds a run; choose another folder, or --resume {folder}")
+    try:
+        must_be_writable(folder / "log.jsonl")
+    except InputError as error:
+        raise InputError(f"--output-dir {folder}: {error}; choose another folder")
 
 
 def run_folder(options, recipe):

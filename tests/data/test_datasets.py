@@ -126,6 +126,17 @@ def test_a_list_that_is_in_the_data_folder_only_is_told_with_its_path(files, mon
         datasets.load("lists", str(files), **words)
 
 
+@pytest.mark.parametrize("flag", ["train", "test", "bbox", "gallery"])
+def test_a_list_that_is_not_there_is_told_with_its_flag(files, flag):
+    for name, what in (("gone.txt", "no such file"), ("", "is a folder")):
+        words = {"test_txt": files / "list.txt", "train_txt": files / "list.txt", f"{flag}_txt": files / name}
+        with pytest.raises(InputError, match=f"--{flag}-txt {files / name}: {what}; expected a list file$"):
+            datasets.load("lists", files, **words)
+    for need_training, told in ((True, "lists by --train-txt and --test-txt"), (False, "list by --test-txt")):
+        with pytest.raises(InputError, match=f"give its {told}, and the images' folder by --data-dir"):
+            datasets.load("lists", files, need_training=need_training)
+
+
 def test_lists_given_by_hand_may_have_any_number_of_images(files, capsys):
     dataset = datasets.load("cub200", files, None, files / "list.txt", files / "bbox.txt")
     assert [record.image_id for record in dataset.test] == [1, 2, 3]

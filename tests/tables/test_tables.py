@@ -513,6 +513,22 @@ def study_with(tmp_path, table, scores, dataset="cub200", **more):
     return study
 
 
+def test_warnings_of_runs_are_rendered(tmp_path):
+    study = study_with(tmp_path, "1", {"both": [0.5, 0.5], "ranking loss alone": [0.25]})
+    (study.job(row_named("1", "both"), 1).folder / "output.txt").write_text(
+        "run: there\n 5%\rwarning: it may have collapsed\n 6%\rwarning: it may have collapsed\n"
+    )
+    text = results.markdown(results.collect(study, ["1"]))
+    assert text.count("- both, seed 1: it may have collapsed\n") == 1 and "seed 0:" not in text
+
+
+def test_rows_of_other_seeds_are_sorted_by_those_that_all_have(tmp_path):
+    """MG's seed 1 is far better: by its own mean it would be the first."""
+    study = study_with(tmp_path, "configurations", {"S": [0.5], "MG": [0.25, 1.0]})
+    line = next(each for each in results.digest(results.collect(study), "x.md").splitlines() if "MG" in each)
+    assert line.index("S 0.5000 (seed 0)") < line.index("MG 0.6250 ± 0.5303 (seeds 0, 1)")
+
+
 def test_rendered_figures_against_numpy(tmp_path):
     scores = {"both": [0.7, 0.71, 0.74], "ranking loss alone": [0.6, 0.65, 0.61]}
     study = study_with(tmp_path, "1", scores)
@@ -903,6 +919,18 @@ def test_list_shows_rows_data_and_times(small_study, monkeypatch, capfd):
     assert "cpu" in told
 
 
+def test_list_of_no_table_measures_nothing_and_says_why_a_recipe_cannot_be_trained(small_study, monkeypatch, capfd):
+    monkeypatch.setattr(rates, "measure", None)
+    flags = [*small_study.flags, "--batch-size", "64"]
+    words = words_of(small_study._replace(folder=small_study.folder / "large"), "--list", "--", *flags)
+    monkeypatch.setattr(sys, "argv", list(map(str, words[1:])))
+    tables.main()
+    told = capfd.readouterr().out
+    assert "found\nthe recipe cannot be trained on it: a batch needs" in told and "there are 8" in told
+    assert all(f"--table {name} " in told for name in paper.TABLES if name not in ("main", "crops"))
+    assert "--table NAME estimates the times" in told
+
+
 def test_list_says_what_is_missing(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(rates, "measure", lambda *_: rates.Rates(100.0, 1000.0))
     words = ["tables", "--list", "--table", "main", "--output-dir", tmp_path, "--gpus", "-1"]
@@ -914,6 +942,14 @@ def test_list_says_what_is_missing(tmp_path, monkeypatch, capfd):
     # 1,500 x 128 pictures at 100 a second, 15 evaluations of 5,924 at 1,000
     seconds = 1500 * 128 / 100 + 15 * 5924 / 1000
     assert "{:<26} {:.0f} min".format("MG as on CUB200", seconds / 60) in told
+
+
+def test_a_study_that_is_not_there_is_one_line(tmp_path, here):
+    words = ["-m", "cgd.tables", "--render", "--output-dir", tmp_path]
+    assert "nosuch: no such study; --table runs one" in here(*words, "--name", "nosuch").stderr
+    runs.keep_setting(runs.Study(tmp_path / "mine", "demo"))
+    result = here(*words, "--name", "nosuch")
+    assert result.returncode == 2 and result.stderr.splitlines()[-1].endswith("nosuch: no such study; there are mine")
 
 
 def test_list_has_the_time_of_a_finished_run(tmp_path, monkeypatch, capfd):
