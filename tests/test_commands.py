@@ -482,7 +482,7 @@ def test_training_goes_on_from_a_checkpoint(run, small_demo, tmp_path, here, cap
     for name, value in before.items():
         np.testing.assert_array_equal(value.asnumpy(), after[name].asnumpy())
     assert " was trained on " not in result.stderr
-    training.warn_of_another_crop(run[0] / "last", datasets.without_boxes(datasets.load("demo", small_demo)))
+    training.warn_of_another_crop(str(run[0] / "last"), datasets.without_boxes(datasets.load("demo", small_demo)))
     assert "last was trained on cropped images; now they are whole ones, unless" in capfd.readouterr().err
     again = ["train.py", "--dataset", "demo", "--data-dir", small_demo, "--pretrained-model", run[0] / "last"]
     assert_one_line(here(*again, "--gem-p", 5), "--gem-p 5.0: the checkpoint {}/last has 3.0".format(run[0]))
