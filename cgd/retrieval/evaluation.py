@@ -76,7 +76,8 @@ def warn_of_equal(parts):
     if spread < 1e-6:
         equal = "all embeddings are equal; ties with other classes count as misses"
         nearly = f"all embeddings are practically equal: their values differ by about {spread:.0e} at most"
-        tqdm.write("warning: " + (nearly if spread else equal), file=sys.stderr)
+        why = "usual in the first 50 or so iterations from random weights, where batch norm's running statistics lag"
+        tqdm.write(f"warning: {nearly if spread else equal}; {why}", file=sys.stderr)
 
 
 def _embeddings(embeddings, records, readable):
