@@ -27,6 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cgd import search
 from cgd.data import flags
+from cgd.gallery.pictures import JPEG_SIDE
 from cgd.network import descriptions
 from cgd.retrieval import index
 from cgd.system import errors, files
@@ -34,7 +35,6 @@ from cgd.system.errors import InputError
 
 SIDE, GAP, LINE, TEXT = 144, 8, 17, 13  # pixels: an image, between images, a line of text, its letters
 ROW = SIDE + 2 * LINE + 2 * GAP
-JPEG_SIDE = 65500  # pixels, of libjpeg at most
 NEIGHBOURS = 5
 ALIKE = 0.95  # the similarity from which on what two images share drowns what they do not
 INK, PALE = (40, 40, 40), (110, 110, 110)

@@ -9,6 +9,7 @@ from PIL import Image
 
 SIDE = 128  # pixels, the longer side of a thumbnail
 QUALITY = 75  # of JPEG
+JPEG_SIDE = 65500  # pixels, of libjpeg at most
 
 BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for broken files
 

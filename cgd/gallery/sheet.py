@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cgd.data import flags
+from cgd.gallery.pictures import JPEG_SIDE
 from cgd.retrieval.recall import nearest
 from cgd.system import errors, files
 from cgd.system.errors import InputError
 
 SIDE, GAP, FRAME = 96, 8, 4
-JPEG_SIDE = 65500  # pixels, of libjpeg at most
 INK, RIGHT, WRONG = (40, 40, 40), (34, 139, 76), (200, 52, 44)
 
 
