@@ -181,8 +181,6 @@ def main():
         print(f"written: {options.html}", file=sys.stderr)
     if options.results:  # here, and once more with the pooled vectors: a stop while they are computed loses nothing
         outputs.save_results(options, result, {}, measured, dataset, cropped, dtype, runtime)
-    if options.confidence:
-        outputs.print_confidence(options.confidence, result, dataset)
     pooled = {}
     for letter, vectors in others.items():
         print(f"pooled vector {letter}: all images once more", file=sys.stderr)
@@ -191,6 +189,8 @@ def main():
         print(f"pooled vector {letter}:\n{evaluation.report(dataset.ranks, pooled[letter])}")
     if options.results and pooled:
         outputs.save_results(options, result, pooled, measured, dataset, cropped, dtype, runtime)
+    if options.confidence:
+        outputs.print_confidence(options.confidence, result, dataset)
 
 
 def similarity_maps(checkpoint, ctx, size, result, runtime):

@@ -35,6 +35,7 @@ from cgd.system.errors import InputError
 
 SIDE, GAP, LINE, TEXT = 144, 8, 17, 13  # pixels: an image, between images, a line of text, its letters
 ROW = SIDE + 2 * LINE + 2 * GAP
+IMAGES = (".png", ".jpg", ".jpeg")  # what it can write
 NEIGHBOURS = 5
 ALIKE = 0.95  # the similarity from which on what two images share drowns what they do not
 INK, PALE = (40, 40, 40), (110, 110, 110)
@@ -69,7 +70,7 @@ def arguments():
     if options.k and not options.index:
         raise InputError("-k: for --query A --index INDEX")
     options.k = options.k or NEIGHBOURS
-    files.check_output("-o", options.output, (".png", ".jpg", ".jpeg"), options.images)
+    files.check_output("-o", options.output, IMAGES, options.images)
     return options
 
 
@@ -191,7 +192,7 @@ def _height(rows):
 
 def check_height(rows, output):
     """Raises InputError if a JPEG file cannot hold so many rows."""
-    if _height(rows) > JPEG_SIDE and not output.lower().endswith(".png"):
+    if _height(rows) > JPEG_SIDE and not output.endswith(".png"):
         raise InputError(f"-o {output}: JPEG has no room for {rows} rows; expected a name that ends with .png")
 
 
@@ -228,6 +229,7 @@ def main():
         places = describe(images)
         if options.index:
             more, boxes = neighbours(options, places[0].embedding, *indexed)
+            files.check_output("-o", options.output, IMAGES, more)
             found, more_small = pictures(more, boxes, size)
             paths, small, places = paths + more, small + more_small, places + describe(found)
     similarities = [float(places[0].embedding @ other.embedding) for other in places[1:]]

@@ -65,7 +65,8 @@ def arguments():
     if options.export:
         if options.html or options.json:
             raise InputError("--export: writes descriptors and searches nothing; leave --html and --json out")
-        files.check_output("--export", options.export, (".npy", ".faiss"))
+        own = os.path.join(options.index, index.VECTORS)
+        files.check_output("--export", options.export, (".npy", ".faiss"), [own])
     if options.html:
         files.check_output("--html", options.html, (".html",))
     return options

@@ -334,8 +334,8 @@ def test_more_measures_and_a_comparison_with_other_results(run, small_demo, tmp_
     found = re.search(r"R@1 minus that of .*: (\S+), 95 % from (\S+) to (\S+)\n", result.stdout)
     difference, low, high = map(float, found.groups())
     assert difference == pytest.approx(gain, abs=1e-4) and low <= difference <= high
-    (tmp_path / "other.json").write_text(json.dumps(dict(whole, queries="of others")))
-    (tmp_path / "among.json").write_text(json.dumps(dict(whole, searched="others")))
+    (tmp_path / "other.json").write_text(json.dumps(dict(whole, queries_sha1="of others")))
+    (tmp_path / "among.json").write_text(json.dumps(dict(whole, searched_sha1="others")))
     messages = {"other.json": "is of other queries", "among.json": "is of other images to search in"}
     for name, message in dict(messages, **{"e.npz": "no file of", "none": "No such file"}).items():
         wrong = here(*evaluation(run, small_demo, "--confidence", tmp_path / name))

@@ -142,9 +142,9 @@ def test_what_cannot_be_described(prefix, wrong, error, message):
         ({"dtype": "float16"}, "--dtype float16: expected one of float32, bfloat16"),
         ({"dtype": "int8"}, "--dtype int8: expected"),  # which a checkpoint is or is not
         ({"runtime": "MXNet"}, "--runtime MXNet: expected one of mxnet, onnx"),
-        ({"batch_size": 0}, "batch_size 0: expected a whole number from 1"),
-        ({"batch_size": 2.5}, "batch_size 2.5: expected a whole number from 1"),
-        ({"gpu": "0"}, "gpu '0': expected a whole number from -1"),
+        ({"batch_size": 0}, "batch_size 0: expected 1 or more"),
+        ({"batch_size": 2.5}, "batch_size 2.5: expected whole numbers"),
+        ({"gpu": "0"}, "gpu '0', batch_size 32: expected whole numbers"),
     ],
 )
 def test_how_a_network_cannot_be_loaded(prefix, options, message):
@@ -442,6 +442,7 @@ def test_search_without_the_network_or_with_another(prefix, photos, describe, se
         (["nothing.jpg"], "nothing.jpg: no such file"),
         (["--like", 99], "--like 99: .* has the pictures 0 to 10"),
         (["--export", "a.txt"], "expected a name that ends with .npy or .faiss"),
+        (["--export", "INDEX/vectors.npy"], "vectors.npy: is a file that this command reads"),
         (["--export", "a.npy", "--html", "a.html"], "--export: writes descriptors and searches nothing"),
         (["--html", "notes.txt", "QUERY"], "--html .*notes.txt: expected a name that ends with .html"),
         (["notes.txt"], "none of the 1 queries could be read"),
@@ -450,6 +451,7 @@ def test_search_without_the_network_or_with_another(prefix, photos, describe, se
 def test_bad_searches_are_one_line(photos, describe, search, tmp_path, words, message):
     describe(photos, "-o", tmp_path / "i")
     words = [str(photos / word) if word == "notes.txt" else word for word in words]
+    words = [word.replace("INDEX", str(tmp_path / "i")) if isinstance(word, str) else word for word in words]
     result = search(tmp_path / "i", *words, code=2)
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and re.search(message, last), result.stderr

@@ -361,7 +361,7 @@ def _from_lists(folder, train_txt, test_txt, bbox_txt, gallery_txt, need_trainin
     given = {"--test-txt": test_txt, "--bbox-txt": bbox_txt, "--gallery-txt": gallery_txt}
     given.update({"--train-txt": train_txt} if need_training else {})
     for flag, file in given.items():
-        if file and not Path(file).is_file():
+        if file and (not Path(file).exists() or Path(file).is_dir()):
             hint = "expected a list file"
             if Path(folder, file).is_file():
                 hint = f"lists are not looked for in --data-dir: give {Path(folder, file)}"

@@ -88,13 +88,13 @@ def main():
     )
     parser.add_argument("--seed", type=flags.whole(0), default=0, help="seed of the choice of queries (default: 0)")
     options = parser.parse_args()
-    files.check_output("OUT.png", options.image, (".png", ".jpg", ".jpeg"))
     names = ("embeddings", "identities", "paths", "boxes", "gallery")
     try:
         with np.load(options.embeddings) as archive:
             saved = {name: archive[name] for name in names}
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(f"{options.embeddings}: not a file written by test.py --save-embeddings ({error})")
+    files.check_output("OUT.png", options.image, (".png", ".jpg", ".jpeg"), saved["paths"].tolist())
     if not np.isfinite(saved["embeddings"]).all():
         raise InputError(f"{options.embeddings}: its embeddings are not finite")
     neighbours(saved, options.image, options.queries, options.neighbours, options.seed)

@@ -68,8 +68,10 @@ def read(name):
     for ending in ("-symbol.json", "-0000.params"):
         _must_exist(name, ending)
     if not Path(f"{name}.json").exists():
-        if any(Path(name).parent.glob(f".part-*-{glob.escape(Path(name).name)}.json")):  # see checkpoints.write
-            raise InputError(f"{name}: is being written, or its writing was cut off; try again in a moment")
+        part = next(Path(name).parent.glob(f".part-????????-{glob.escape(Path(name).name)}.json"), None)
+        if part:  # see checkpoints.write
+            hint = f"or its writing was cut off: then resume the run, or remove {part}"
+            raise InputError(f"{name}: is being written, {hint}")
         _say_that_it_is_taken_as_released(name)
     return dict(RELEASED, **of_file(f"{name}.json"))
 

@@ -1,5 +1,6 @@
 """Pictures in, descriptors out: a network together with the preparation of its pictures."""
 
+import operator
 import os
 from pathlib import Path
 
@@ -26,9 +27,12 @@ def load(name, runtime=None, gpu=0, dtype="float32", batch_size=32):
     Returns a `Model`. Raises InputError if the files are missing or invalid, if the runtime or device is not there, and
     for any other value that is not expected.
     """
-    for what, value, least in (("gpu", gpu, -1), ("batch_size", batch_size, 1)):
-        if not isinstance(value, int) or value < least:
-            raise InputError(f"{what} {value!r}: expected a whole number from {least}")
+    try:
+        gpu, batch_size = operator.index(gpu), operator.index(batch_size)
+    except TypeError:
+        raise InputError(f"gpu {gpu!r}, batch_size {batch_size!r}: expected whole numbers")
+    if batch_size < 1:
+        raise InputError(f"batch_size {batch_size}: expected 1 or more")
     return Model(str(name), runtime, gpu, dtype, batch_size)
 
 

@@ -281,22 +281,35 @@ def write_vectors(file, shape, dtype, blocks):
 
 def read_part(prefix, facts):
     """The pictures and the vectors (N, dim) of a part, without incomplete ends."""
-    lines, count = _complete(prefix, facts)
+    lines, count = _complete(prefix, facts, binding=_in_use(prefix))
     with _parsing(prefix):
         pictures = [_picture(line) for line in lines[1 : count + 1]]
     return pictures, _part_vectors(prefix, facts)[:count]
 
 
-def _complete(prefix, facts):
+def _in_use(prefix):
+    """Whether another process has the part, or this one."""
+    with open(f"{prefix}.f", "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks, on which no part can be made
+            pass
+    return False
+
+
+def _complete(prefix, facts, binding=False):
     """The complete lines of a part, facts first, and the number of pictures that have a line and a vector.
 
-    Without such a picture there are no lines: facts alone, as a command that failed has left them, bind nobody. After a
-    power failure, a file may have its length but zeros in it: all from there on is lost. A descriptor is never zero,
-    but the one before the first of zeros may end in them.
+    binding : whether facts alone must be the same; those that a command which failed has left bind nobody
+
+    After a power failure, a file may have its length but zeros in it: all from there on is lost. A descriptor is never
+    zero, but the one before the first of zeros may end in them.
     """
     lines = Path(f"{prefix}.jsonl").read_bytes().splitlines(keepends=True)
     lines = list(takewhile(lambda line: line.endswith(b"\n") and b"\0" not in line, lines))
-    if len(lines) < 2 or not os.path.getsize(f"{prefix}.f"):
+    if not lines or not (binding or len(lines) > 1 and os.path.getsize(f"{prefix}.f")):
         return [], 0
     with _parsing(prefix):
         _must_be_same(prefix.parent.parent, json.loads(lines[0]), facts)

@@ -54,8 +54,8 @@ def save_results(options, result, pooled, measured, dataset, cropped, dtype, run
         "images_per_second": result.images_per_second,
         "search_seconds": result.search_seconds,
         **runtime,
-        "queries": digest_of(result.queries.records, dataset),
-        "searched": digest_of(result.gallery.records, dataset) if result.gallery else None,
+        "queries_sha1": digest_of(result.queries.records, dataset),
+        "searched_sha1": digest_of(result.gallery.records, dataset) if result.gallery else None,
         "hits_at_1": "".join(map(str, (result.nearer < 1).astype(int))),
         "classes": metrics.by_class(result.nearer < 1, result.queries.identities, dataset.classes),
     }
@@ -67,7 +67,7 @@ def read_hits(file):
     """A file of --results as (its name, digests of queries and gallery, (N,) bool whether each is a hit at 1)."""
     try:
         saved = json.loads(Path(file).read_text())
-        return file, (saved["queries"], saved.get("searched")), np.array(list(saved["hits_at_1"])) == "1"
+        return file, (saved["queries_sha1"], saved["searched_sha1"]), np.array(list(saved["hits_at_1"])) == "1"
     except OSError as error:
         raise InputError(f"--confidence {file}: {error.strerror}; expected a file of --results")
     except (ValueError, KeyError, TypeError) as error:
@@ -77,9 +77,11 @@ def read_hits(file):
 def digest_of(records, dataset):
     """SHA-1 of the names and classes of images, which two evaluations of the same images share, cropped or not.
 
-    dataset : the Dataset that they are of, for the ids and names of the classes
+    dataset : the Dataset that they are of. Its classes have ids, which lists of the same images share, but class
+        folders have names only
     """
-    return datasets.digest([record._replace(box=None, identity=dataset.classes[record.identity]) for record in records])
+    classes = [each.name if dataset.name == "folders" else each.id for each in dataset.classes]
+    return datasets.digest([record._replace(box=None, identity=classes[record.identity]) for record in records])
 
 
 def check_same_images(other, dataset, queries, gallery):

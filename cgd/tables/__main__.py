@@ -293,7 +293,7 @@ def study_folders(options):
     if not (options.name or options.dataset):
         return known
     folder = options.output_dir / (options.name or options.dataset)
-    if folder not in known:
+    if not (folder / runs.SETTING).exists() and not runs.started(folder):
         there = f"there are {', '.join(each.name for each in known)}" if known else "--table runs one"
         raise InputError(f"{folder}: no such study; {there}")
     return [folder]

@@ -345,8 +345,8 @@ class Runner:
         new = job.state() == "missing"
         before = 0 if new else job.seconds()
         tell(f"begin  {job.folder}  (--gpu {gpu})")
-        with open(str(job.folder / "output.txt"), "ab") as output:
-            told = output.tell() if new else 0  # warnings are not repeated by what resumes a run
+        # Of an attempt that came to nothing, nothing is kept: its flags may have been other ones.
+        with open(str(job.folder / "output.txt"), "wb" if new else "ab") as output:
             process = subprocess.Popen(
                 [sys.executable, *words],
                 stdin=subprocess.DEVNULL,
@@ -370,20 +370,16 @@ class Runner:
             tell("failed {}: {}".format(job.folder, last_line(job.folder / "output.txt") or f"exit code {code}"))
         else:
             recalls = "  ".join("R@{} {:.4f}".format(*pair) for pair in job.scores()["last"].items())
-            tell(
-                "\n       ".join(
-                    [f"end    {job.folder}  {recalls}  ({seconds:.0f} s)", *warnings_in(output.name, told)]
-                )
-            )
+            tell("\n       ".join([f"end    {job.folder}  {recalls}  ({seconds:.0f} s)", *warnings_in(output.name)]))
 
 
 def tell(text):
     print(text, flush=True)
 
 
-def warnings_in(file, start=0):
-    """The different warnings in an output of train.py, from a byte on; none if it is not there."""
-    text = Path(file).read_bytes()[start:] if Path(file).exists() else b""
+def warnings_in(file):
+    """The different warnings in an output of train.py; none if it is not there."""
+    text = Path(file).read_bytes() if Path(file).exists() else b""
     text = text.decode(errors="replace").replace("\r", "\n")
     return list(dict.fromkeys(line for line in text.split("\n") if line.startswith("warning: ")))
 

@@ -35,7 +35,8 @@ def run(options, recipe, resumed):
 
 def train(options, recipe, resumed, store):
     """A run, on one machine or as one worker of the store."""
-    if options.output_dir and not options.resume:  # a resumed run has the flags that it was begun with
+    leads = store is None or store.rank == 0  # the other workers write nothing
+    if options.output_dir and not options.resume and leads:  # a resumed run has the flags that it was begun with
         check_output_dir(Path(options.output_dir))
     whole = dataset = flags.load_dataset(options, options.dataset)
     datasets.check_trainable(dataset)
@@ -51,7 +52,6 @@ def train(options, recipe, resumed, store):
     unreadable = loader.Unreadable(options.skip_unreadable)
     processes = options.num_workers, options.eval_batch_size, unreadable
     loaders = trainer.loaders(dataset, recipe, *processes)
-    leads = store is None or store.rank == 0
     test = trainer.evaluator(whole, recipe, *processes) if options.validation_classes and leads else None
     check_share(recipe, len(options.gpu))
     devices = [environment.context(number) for number in options.gpu]
@@ -64,7 +64,7 @@ def train(options, recipe, resumed, store):
                 raise InputError(f"{options.resume}: was begun with other initial weights; start a new run")
         more = loaders, options.seed, store, options.micro_batch
         training = trainer.Trainer(net, dataset, recipe, options.resume or ".", devices, *more)
-    if leads:  # the other workers write nothing
+    if leads:
         training.folder = run_folder(options, recipe)
     with occupied(training.folder) if leads else nullcontext():
         if leads and not resumed:

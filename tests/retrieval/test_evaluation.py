@@ -70,3 +70,14 @@ def test_results_of_other_classes_are_not_compared_even_if_their_pictures_have_t
     outputs.check_same_images(kept, pets, pets.test, None)
     with pytest.raises(InputError, match="pets.json: is of other queries"):
         outputs.check_same_images(kept, things, things.test, None)
+
+
+def test_results_by_lists_are_compared_with_those_of_the_official_files(records):
+    """Lists have the ids of the classes without their names."""
+    named, plain = (Dataset("cub200", [], records, (1,), None, classes) for classes in classes_of(records))
+    assert outputs.digest_of(records, named) == outputs.digest_of(records, plain._replace(name="lists"))
+
+
+def classes_of(records):
+    ids = range(101, 102 + max(record.identity for record in records))
+    return [[datasets.Class(each, name) for each in ids] for name in ("Sparrow", "")]

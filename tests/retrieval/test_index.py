@@ -126,8 +126,10 @@ def test_zeros_that_begin_within_a_vector_or_end_before_the_last_line(tmp_path):
 
 
 def test_a_command_that_failed_before_it_described_anything_binds_nobody(tmp_path):
-    described(tmp_path / "i", [])
-    other = dict(FACTS, checksum="b", dim=4)
+    begun, other = index.Index(tmp_path / "i", FACTS).part("1-of-1"), dict(FACTS, checksum="b", dim=4)
+    with pytest.raises(InputError, match="described by another network"):  # it may still describe something
+        index.Index(tmp_path / "i", other)
+    begun.close()
     current = index.Index(tmp_path / "i", other)
     part = current.part("1-of-1")
     part.append(PICTURES[:1], [[1, 2, 3, 4]])
