@@ -447,7 +447,7 @@ def test_a_gamma_that_batch_norm_ignores_is_written_as_1():
     "words, told",
     [
         (["a.safetensors", "--fold"], "--fold, --dynamic-size and --with-preprocessing are for ONNX only"),
-        (["a.npz"], "a.npz: expected a file name that ends with .onnx or .safetensors"),
+        (["a.npz"], "a.npz: expected a name that ends with .onnx or .safetensors"),
     ],
 )
 def test_what_safetensors_do_not_take_is_told(here, checkpoint, words, told):
