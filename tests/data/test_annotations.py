@@ -206,3 +206,11 @@ def test_without_scipy_its_install_line_is_told(tmp_path, monkeypatch):
     (tmp_path / "annos.mat").touch()
     with pytest.raises(InputError, match="annos.mat: .*pip install scipy"):
         annotations.read_cars(tmp_path / "annos.mat", "fname")
+
+
+def test_one_image_under_two_spellings_is_listed_twice(tmp_path):
+    """It would find itself."""
+    file = tmp_path / "list.txt"
+    file.write_text("image_id class_id path\n1 0 images/a.png\n2 0 ./images//a.png\n")
+    with pytest.raises(InputError, match="list.txt:3: './images//a.png' is listed twice"):
+        annotations.read_list(file)
