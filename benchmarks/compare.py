@@ -4,8 +4,9 @@
     python benchmarks/compare.py --only inference
 
 Each program runs in a process of its own, with all cores. They take turns: in each round every one computes for
-0.7 s or more while the others wait. A table shows the medians, and ratios of two programs within the same round. A program
-that fails is reported and left out, and the exit code is 1 at the end. It needs the packages of requirements-bench.txt.
+0.7 s or more while the others wait. A table shows the medians, and ratios of two programs within the same round. A
+program that fails is reported and left out, and the exit code is 1 at the end. It needs the packages of
+requirements-bench.txt.
 """
 
 import argparse
