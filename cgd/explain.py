@@ -30,6 +30,7 @@ from cgd.data import flags
 from cgd.gallery.pictures import JPEG_SIDE
 from cgd.network import descriptions
 from cgd.retrieval import index
+from cgd.retrieval.recall import nearest
 from cgd.system import errors, files
 from cgd.system.errors import InputError
 
@@ -123,7 +124,7 @@ def neighbours(options, embedding, facts, items, vectors):
     """
     embedding = embedding.astype(facts["stored"]).astype(np.float32)
     try:
-        (found,), _ = search.search(embedding[None], options.k, vectors)
+        (found,) = nearest(embedding[None], min(options.k, len(vectors)), vectors)
     except ValueError as error:
         raise InputError(f"{options.index}: it is damaged: {error}")
     chosen = [items[number] for number in found]

@@ -98,7 +98,12 @@ def main():
     if options.file.endswith(".safetensors"):
         write_safetensors(checkpoint, options.file)
         return
-    model = onnx_graph.export(checkpoint, options.fold, options.dynamic_size, options.with_preprocessing)
+    model = onnx_graph.export(
+        checkpoint,
+        fold=options.fold,
+        dynamic_size=options.dynamic_size,
+        with_preprocessing=options.with_preprocessing,
+    )
     with memory_for("close other programs, or use another machine"), files.replacing(options.file) as part:
         part.write_bytes(model.SerializeToString())
         compare(checkpoint, str(part), options)

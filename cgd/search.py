@@ -27,7 +27,7 @@ from cgd.data import flags, pictures
 from cgd.gallery import page
 from cgd.network import descriptions
 from cgd.retrieval import index
-from cgd.retrieval.recall import nearest
+from cgd.retrieval.recall import nearest, nearest_others
 from cgd.system import errors, files
 from cgd.system.errors import InputError
 from cgd.system.packages import optional_package
@@ -138,18 +138,6 @@ def like(options, items, vectors):
     return [items[number] for number in options.like], np.asarray(vectors[options.like], np.float32)
 
 
-def search(vectors, k, gallery, own=None):
-    """Indices (n, k) and distances of the nearest rows of the gallery; without row own[i] for query i, if given."""
-    wanted = min(k + (own is not None), len(gallery))
-    found, distances = nearest(vectors, wanted, gallery, return_distances=True)
-    if own is None:
-        return found, distances
-    other = found != np.array(own)[:, None]
-    other[other.all(axis=1), -1] = False  # so many copies that it is not among them
-    shape = len(found), wanted - 1
-    return found[other].reshape(shape), distances[other].reshape(shape)
-
-
 def neighbours_of(found, distances, items, root):
     """The neighbours of one query as dicts, as --json prints them."""
     return [
@@ -257,7 +245,10 @@ def main():
     else:
         queries, described = describe_queries(options, facts, find_queries(options.queries, options.box))
     try:
-        found, distances = search(described, options.k, vectors, options.like)
+        if options.like:
+            found, distances = nearest_others(described, options.like, options.k, vectors)
+        else:
+            found, distances = nearest(described, min(options.k, len(vectors)), vectors, return_distances=True)
     except ValueError as error:  # a vector that is not finite
         raise InputError(f"{options.index}: {error}; {index.DAMAGED}")
     if not os.path.isdir(facts["folder"]):

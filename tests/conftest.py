@@ -28,8 +28,8 @@ from cgd.data import birds  # noqa: E402
 from cgd.data.datasets import Record  # noqa: E402
 from cgd.data.loader import Loader  # noqa: E402
 from cgd.network import backbones, model  # noqa: E402
-from cgd.system import errors  # noqa: E402
-from cgd.system.environment import mx, seed_everything  # noqa: E402
+from cgd.system import environment, errors  # noqa: E402
+from cgd.system.environment import mx  # noqa: E402
 
 needs_bfloat16 = pytest.mark.skipif(
     "avx512bw" not in Path("/proc/cpuinfo").read_text().split(), reason="oneDNN has bfloat16 on CPUs with AVX-512 only"
@@ -41,9 +41,10 @@ BOXES = "1 60.9 27.0 325.0 304.0\n2 1 2 3 4\n3 5 6 7 8\n"
 
 
 @pytest.fixture(autouse=True)
-def seeded():
-    """A test draws the same numbers whichever ones ran before it in this process."""
-    seed_everything(0)
+def as_in_a_new_process():
+    """A test draws the same numbers, and sees the same notices, whichever ones ran before it in this process."""
+    environment.seed_everything(0)
+    environment._say_once.cache_clear()
 
 
 @pytest.fixture(scope="session")

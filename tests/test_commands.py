@@ -177,13 +177,14 @@ def test_export_takes_its_flags(run, tmp_path, here, monkeypatch):
     export.write_safetensors(checkpoints.Checkpoint(run[0] / "last"), str(tmp_path / "again.safetensors"))
     assert (tmp_path / "net.safetensors").read_bytes() == (tmp_path / "again.safetensors").read_bytes()
     names, taken = ("fold", "dynamic-size", "with-preprocessing"), []
-    monkeypatch.setattr(onnx_graph, "export", lambda checkpoint, *flags: taken.append(flags) or model)
+    monkeypatch.setattr(onnx_graph, "export", lambda checkpoint, **flags: taken.append(flags) or model)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # it cannot be imported
     model = SimpleNamespace(SerializeToString=lambda: b"model")
     for name in names:
         result = here("-m", "cgd.export", run[0] / "last", tmp_path / "net.onnx", f"--{name}")
         assert result.returncode == 0 and "not compared with MXNet" in result.stdout, result.stderr
-    assert taken == [(True, False, False), (False, True, False), (False, False, True)]
+    keys = [name.replace("-", "_") for name in names]
+    assert taken == [{key: key == given for key in keys} for given in keys]
     assert (tmp_path / "net.onnx").read_bytes() == b"model"
 
 

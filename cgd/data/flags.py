@@ -1,4 +1,4 @@
-"""The data flags that train.py and test.py share."""
+"""Flags that several commands share, of data, devices and loader processes; and argparse types."""
 
 import argparse
 import sys

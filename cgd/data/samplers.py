@@ -19,8 +19,8 @@ class IdentitySampler:
     batch_size, images_per_identity : int
         P x K and K.
     seed : int
-    stop, start : int
-        Yields batches start to stop - 1.
+    stop : int
+        Yields batches `start` to stop - 1. The attribute `start` is 0, until a resumed run sets it.
     worker : (int, int)
         Rank r of this worker and number of workers n, for distributed training: batch i n + r is yielded instead of
         batch i, so that all workers draw different batches.
@@ -28,7 +28,7 @@ class IdentitySampler:
     Raises InputError if `batch_size` is not a multiple of K, or if there are fewer than P identities.
     """
 
-    def __init__(self, identities, batch_size, images_per_identity, seed, stop, start=0, worker=(0, 1)):
+    def __init__(self, identities, batch_size, images_per_identity, seed, stop, worker=(0, 1)):
         if batch_size < 1 or images_per_identity < 1 or batch_size % images_per_identity:
             raise InputError(
                 f"--batch-size {batch_size}: expected a positive multiple of --images-per-identity "
@@ -36,7 +36,7 @@ class IdentitySampler:
             )
         self.per_batch = batch_size // images_per_identity
         self.per_identity = images_per_identity
-        self.seed, self.start, self.stop, self.worker = seed, start, stop, worker
+        self.seed, self.start, self.stop, self.worker = seed, 0, stop, worker
         identities = np.asarray(identities)
         order = np.argsort(identities, kind="stable")
         firsts = np.unique(identities[order], return_index=True)[1]

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cgd.data import flags
 from cgd.gallery.pictures import JPEG_SIDE
-from cgd.retrieval.recall import nearest
+from cgd.retrieval.recall import nearest, nearest_others
 from cgd.system import errors, files
 from cgd.system.errors import InputError
 
@@ -39,9 +39,9 @@ def neighbours(saved, file, queries=8, k=8, seed=0):
     if max(width, height) > JPEG_SIDE and not file.endswith(".png"):
         raise InputError(f"{file}: JPEG has no room for {width} x {height} pixels; expected a name that ends with .png")
     if len(gallery):
-        found = nearest(query_vectors, min(k, most), gallery)[rows] + count  # the gallery follows the queries
+        found = nearest(query_vectors[rows], min(k, most), gallery) + count  # the gallery follows the queries
     else:
-        found = nearest(query_vectors, min(k, most))[rows]
+        found, _ = nearest_others(query_vectors[rows], rows, k, query_vectors)
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(14)

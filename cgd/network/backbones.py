@@ -34,7 +34,7 @@ def convolutions(name, last_stride=1):
     return _until_pooling(zoo.features, remove_stride=name.startswith("resnet") and last_stride == 1)
 
 
-def resnet50_v1b(last_stride=1):
+def resnet50_v1b(last_stride):
     """ResNet-50 with the stride of a block in its 3 x 3 convolution and without biases: that of torchvision and timm.
 
     Gluon's resnet50_v1 has the stride in the first 1 x 1 convolution, so the weights of one compute something else in
@@ -60,13 +60,13 @@ def resnet50_v1b(last_stride=1):
     return body
 
 
-def se_resnet50(last_stride=1):
+def se_resnet50(last_stride):
     """SE-ResNet-50 (Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018)."""
     zoo = vision.ResNetV1(SEBottleneck, [3, 4, 6, 3], [64, 256, 512, 1024, 2048], prefix=OTHER_PREFIX)
     return _until_pooling(zoo.features, remove_stride=last_stride == 1)
 
 
-def bn_inception(last_stride=1):
+def bn_inception(last_stride):
     """BN-Inception (Ioffe and Szegedy, "Batch Normalization", 2015, Figure 5, as released).
 
     Its max pooling with stride 2 is padded at the end only, as in imgclsmob's network.
@@ -89,7 +89,7 @@ def bn_inception(last_stride=1):
     return body
 
 
-def shufflenet_v2(last_stride=1):
+def shufflenet_v2(last_stride):
     """ShuffleNet V2 1x (Ma et al., "ShuffleNet V2: Practical Guidelines", ECCV 2018, Table 5).
 
     The table does not say how the max pooling is padded: here at the end only, as in imgclsmob's network.
@@ -159,7 +159,7 @@ class ShuffleUnit(nn.HybridBlock):
     def __init__(self, channels, **kwargs):
         super().__init__(**kwargs)
         with self.name_scope():
-            self.convolved = _shuffle_branch(channels // 2, channels // 2, 1)
+            self.convolved = _shuffle_branch(channels // 2, 1)
 
     def hybrid_forward(self, F, x):
         passing, convolved = F.split(x, num_outputs=2, axis=1)
@@ -177,7 +177,7 @@ class ShuffleDown(nn.HybridBlock):
         with self.name_scope():
             self.passing = nn.HybridSequential(prefix="")
             self.passing.add(*_depthwise(in_channels, stride), _conv(channels // 2, 1))
-            self.convolved = _shuffle_branch(in_channels, channels // 2, stride)
+            self.convolved = _shuffle_branch(channels // 2, stride)
 
     def hybrid_forward(self, F, x):
         return _mixed(F, self.passing(x), self.convolved(x))
@@ -243,7 +243,7 @@ def _depthwise(channels, stride):
     return nn.Conv2D(channels, 3, stride, 1, groups=channels, in_channels=channels, use_bias=False), nn.BatchNorm()
 
 
-def _shuffle_branch(in_channels, channels, stride):
+def _shuffle_branch(channels, stride):
     block = nn.HybridSequential(prefix="")
     block.add(_conv(channels, 1), *_depthwise(channels, stride), _conv(channels, 1))
     return block

@@ -1,22 +1,28 @@
 """Global descriptors: SPoC, MAC and GeM, which pool a feature map (N, C, H, W) to one vector per image."""
 
+from cgd.network.options import MAX_P
 from cgd.system.environment import mx
 
 nn = mx.gluon.nn
 
 MIN_X, MAX_X = 1e-6, 1e12  # bounds of GeM's map
-MAX_P = 6.0  # of GeM; for larger p, 1e-6 ** p underflows in float32, and the gradient of the root is not finite
 
 
 class SPoC(nn.HybridBlock):
-    """Sum-pooled convolutions, computed as a mean: (N, C, H, W) -> (N, C, 1, 1)."""
+    """Sum-pooled convolutions, computed as a mean: (N, C, H, W) -> (N, C, 1, 1).
+
+    Babenko and Lempitsky, "Aggregating Deep Convolutional Features for Image Retrieval" (ICCV 2015).
+    """
 
     def hybrid_forward(self, F, x):
         return _global_pool(F, x, "avg")
 
 
 class MAC(nn.HybridBlock):
-    """Maximum activations of convolutions: (N, C, H, W) -> (N, C, 1, 1)."""
+    """Maximum activations of convolutions: (N, C, H, W) -> (N, C, 1, 1).
+
+    Tolias, Sicre and Jegou, "Particular object retrieval with integral max-pooling of CNN activations" (ICLR 2016).
+    """
 
     def hybrid_forward(self, F, x):
         return _global_pool(F, x, "max")
@@ -25,12 +31,15 @@ class MAC(nn.HybridBlock):
 class GeM(nn.HybridBlock):
     """Generalised mean, (mean x^p)^(1/p) for each channel: (N, C, H, W) -> (N, C, 1, 1).
 
+    Radenovic, Tolias and Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation" (TPAMI 2018).
+
     One scalar p for all channels, initially 3. It is constant in the released model (`lr_mult` 0); the paper allows
     learning it, and `clamp_p` must then be called after each step. The feature map is first clipped to [1e-6, 1e12],
     because the gradient of the power is not finite at 0.
 
-    fast : if p is 3 and fixed when the network first runs, computes (sum x^3)^(1/3) in one operator. It clips the
-        result instead of the map; the difference matters for means near 1e-6 only
+    With the attribute `fast`, which cgd/network/onednn.py sets, and a p that is 3 and fixed when the network first
+    runs, it computes (sum x^3)^(1/3) in one operator. This clips the result instead of the map; the difference matters
+    for means near 1e-6 only.
     """
 
     def __init__(self, p=3.0, learn_p=False, **kwargs):

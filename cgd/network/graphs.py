@@ -1,4 +1,4 @@
-"""Changes to a symbol graph that keep its function. A graph comes with {name: NDArray}, all its parameters."""
+"""Queries and changes of a symbol graph. A graph comes with {name: NDArray}, all its parameters."""
 
 import ast
 import json
@@ -53,17 +53,22 @@ def _fold(nodes, source, at, values):
     nodes[source] = {"op": "null", "name": name, "inputs": []}
 
 
+def gem_sources(nodes, node):
+    """{"map": link, "p": link} of the GeM whose last node this is; None if it is another node."""
+    pooling = first_input(nodes, node, "Pooling") if node["op"] == "broadcast_power" else None
+    power = first_input(nodes, pooling, "broadcast_power")
+    clip = first_input(nodes, power, "clip")
+    return {"map": clip["inputs"][0], "p": power["inputs"][1]} if clip else None
+
+
 def with_fast_gem(symbol, values):
     """The graph with `GeM.of_cubes` instead of each GeM whose p is 3."""
     graph = json.loads(symbol.tojson())
     nodes = graph["nodes"]
     of_cubes = json.loads(GeM.of_cubes(mx.sym, mx.sym.var("map"), mx.sym.var("p")).tojson())
     for at, root in enumerate(list(nodes)):
-        pooling = first_input(nodes, root, "Pooling") if root["op"] == "broadcast_power" else None
-        power = first_input(nodes, pooling, "broadcast_power")
-        clip = first_input(nodes, power, "clip")
-        if clip and _value(nodes, power["inputs"][1], values).tolist() == [3.0]:
-            sources = {"map": clip["inputs"][0], "p": power["inputs"][1]}
+        sources = gem_sources(nodes, root)
+        if sources and _value(nodes, sources["p"], values).tolist() == [3.0]:
             new = _appended(nodes, of_cubes, sources, root["name"])
             for link in _links(nodes):
                 if link[0] == at:

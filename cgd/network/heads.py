@@ -80,12 +80,9 @@ class Head:
     def _descriptor(self, at):
         """(letter, index of the feature map, index of p or None) if a node is a global descriptor, else None."""
         node = self.nodes[at]
-        if node["op"] == "broadcast_power":
-            pooling = graphs.first_input(self.nodes, node, "Pooling")
-            power = graphs.first_input(self.nodes, pooling, "broadcast_power")
-            clip = graphs.first_input(self.nodes, power, "clip")
-            if clip:
-                return "G", clip["inputs"][0][0], power["inputs"][1][0]
+        gem = graphs.gem_sources(self.nodes, node)
+        if gem:
+            return "G", gem["map"][0], gem["p"][0]
         if node["op"] == "Pooling" and graphs.attribute(node, "global_pool", False):
             letter = {"avg": "S", "max": "M"}.get(node["attrs"]["pool_type"])
             if letter:

@@ -72,8 +72,8 @@ class CGD(nn.HybridBlock):
     ):
         super().__init__(prefix=HEAD_PREFIX)
         check_branches(config, dim, fusion, architecture)
-        values = (config, dim, backbone, architecture, fusion, gem_p, learn_p, dense_bias, last_stride)
-        self.options = dict(zip(OPTIONS, values))
+        arguments = locals()
+        self.options = {name: arguments[name] for name in OPTIONS}
         self.architecture, self.fusion = architecture, fusion
         self.for_training = classes is not None
         self.features = convolutions(backbone, last_stride)

@@ -20,7 +20,7 @@ INPUT, OUTPUT = "image", "descriptor"
 KEYS = [key for key in RELEASED if key != "dtype"]  # of the checkpoint's description, for the model's metadata
 
 
-def export(checkpoint, fold=False, dynamic_size=False, with_preprocessing=False):
+def export(checkpoint, *, fold=False, dynamic_size=False, with_preprocessing=False):
     """The onnx.ModelProto of a `Checkpoint` in float32; see `translate`."""
     description = checkpoint.description
     must_be_in_float32(checkpoint.prefix, description)
@@ -31,9 +31,9 @@ def export(checkpoint, fold=False, dynamic_size=False, with_preprocessing=False)
         dict(checkpoint.arg_params, **checkpoint.aux_params),
         (description["image_width"], description["image_height"]),
         metadata,
-        dynamic_size,
-        fold,
-        (description["mean"], description["std"]) if with_preprocessing else None,
+        fold=fold,
+        dynamic_size=dynamic_size,
+        preprocessing=(description["mean"], description["std"]) if with_preprocessing else None,
     )
 
 
@@ -49,16 +49,16 @@ def difference(checkpoint, file, with_preprocessing=False):
     return float(np.abs(theirs - checkpoint.graph(mx.cpu())(mx.nd.array(x)).asnumpy()).max())
 
 
-def translate(symbol, values, size, metadata, dynamic_size=False, fold=False, preprocessing=None):
+def translate(symbol, values, size, metadata, *, fold=False, dynamic_size=False, preprocessing=None):
     """An onnx.ModelProto with one input, "image", and one output, "descriptor" (N, dim) float32. N is free.
 
     symbol : the graph, with the input "data" · values : {name: NDArray}, all its parameters
     size : (W, H) of the images
     metadata : {key: text}, stored in the model
-    dynamic_size : leaves height and width free, too
     fold : folds batch norm into the convolution before it
-    preprocessing : (mean, std) of evaluation.Preprocessing. The input is then (N, H, W, 3) uint8 instead of normalised
-        (N, 3, H, W) float32
+    dynamic_size : leaves height and width free, too
+    preprocessing : None, or (mean, std) of evaluation.Preprocessing. The input is then (N, H, W, 3) uint8 instead of
+        normalised (N, 3, H, W) float32
 
     Raises InputError that names a node which it cannot translate, and for a graph that onnx finds invalid.
     """

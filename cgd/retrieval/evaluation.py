@@ -83,7 +83,7 @@ def warn_of_equal(parts):
 def _embeddings(embeddings, records, readable):
     """The `Embeddings` of the readable images."""
     if not readable.any():
-        raise InputError(f"none of the {len(records)} test images could be read")
+        raise InputError(f"none of {len(records)} images could be read, the first of them {records[0].path}")
     if not readable.all():  # otherwise a copy would take as much memory again
         embeddings, records = embeddings[readable], [record for record, ok in zip(records, readable) if ok]
     return Embeddings(embeddings, np.array([record.identity for record in records]), records)

@@ -68,6 +68,8 @@ class Items(Sequence):
         return len(self.ends)
 
     def __getitem__(self, number):
+        if isinstance(number, slice):
+            return [self[each] for each in range(len(self))[number]]
         number = range(len(self))[number]
         start = self.ends[number - 1] + 1 if number else 0
         try:

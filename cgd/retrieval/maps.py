@@ -1,6 +1,7 @@
 """Similarity maps: what each place of two images adds to the cosine similarity of their embeddings.
 
-docs/explain.md derives them. For a pair of images (H, W, 3), uint8, cropped:
+docs/explain.md derives them. Stylianou, Souvenir and Pless, "Visualizing Deep Similarity Networks" (WACV 2019), draw
+such maps for networks with one pooling. For a pair of images (H, W, 3), uint8, cropped:
 
     vectors = PlaceVectors(checkpoint, mx.cpu())
     a, b = (without(places, common) for places in vectors([image_a, image_b]))  # common : the mean embedding

@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from cgd.retrieval.recall import nearest
+from cgd.retrieval.recall import nearest, nearest_others
 from cgd.system.errors import InputError
 
 PAIRS = 1 << 19  # queries x neighbours that are held at a time; `nearest` takes 400 bytes for each, and more
@@ -70,14 +70,12 @@ def _value(name, matches, positives):
 
 def _matches(embeddings, labels, rows, longest, gallery, y_labels):
     """(n, longest) bool: whether each of the nearest items is of the query's class; ties are pessimistic."""
-    items = embeddings if gallery is None else gallery
-    wanted = min(longest + 1 + (gallery is None), len(items))  # one more, to see whether the last one is tied
-    found, distances = nearest(embeddings[rows], wanted, items, return_distances=True)
-    matches = y_labels[found] == labels[rows, None]
+    items, wanted = embeddings if gallery is None else gallery, longest + 1  # one more, to see whether the last is tied
     if gallery is None:
-        others = found != rows[:, None]
-        others[others.all(axis=1), -1] = False  # more copies of the query than neighbours: they are tied, see below
-        matches, distances = (values[others].reshape(len(rows), wanted - 1) for values in (matches, distances))
+        found, distances = nearest_others(embeddings[rows], rows, wanted, items)
+    else:
+        found, distances = nearest(embeddings[rows], min(wanted, len(items)), items, return_distances=True)
+    matches = y_labels[found] == labels[rows, None]
     matches = np.take_along_axis(matches, np.lexsort((matches, distances), axis=1), axis=1)
     if matches.shape[1] > longest:
         for place in np.flatnonzero(distances[:, longest - 1] == distances[:, longest]):

@@ -100,6 +100,21 @@ def nearest(embeddings, k, gallery=None, *, return_distances=False):
     return (found, np.sqrt(-2 * closeness) / scale) if return_distances else found
 
 
+def nearest_others(queries, own, k, items):
+    """As `nearest` with distances, but without item own[i] for query i, which is a copy of it.
+
+    queries : (N, D) · own : (N,) indices of items · items : (M, D), two or more
+
+    Returns indices and distances, (N, min(k, M - 1)) both.
+    """
+    wanted = min(k + 1, len(items))
+    found, distances = nearest(queries, wanted, items, return_distances=True)
+    other = found != np.asarray(own)[:, None]
+    other[other.all(axis=1), -1] = False  # the query has so many copies that it is not among them itself
+    shape = len(found), wanted - 1
+    return found[other].reshape(shape), distances[other].reshape(shape)
+
+
 class _Points:
     """Vectors to be multiplied in float32: scaled, minus a common centre.
 

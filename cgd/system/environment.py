@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cgd.system import machine
-from cgd.system.errors import InputError, report
+from cgd.system.errors import InputError
 
 # The CUDA 11 libraries that libmxnet.so of mxnet-cu112 links to but does not include, and the wheels that contain them,
 # in the order of their dependencies. cuDNN loads its parts by name when they are needed.
@@ -179,10 +179,7 @@ def _without_role():
 
 
 _allow_amx()
-try:
-    mx = _import_mxnet()
-except InputError as error:  # not all imports happen within errors.run, which would report it
-    sys.exit(report(error))
+mx = _import_mxnet()
 
 
 def context(gpu):

@@ -22,6 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple, Tuple
 
+from cgd.data.flags import MAX_WORKERS
 from cgd.system.errors import InputError, Parser
 from cgd.system.files import replacing
 from cgd.system.machine import usable_cores
@@ -30,8 +31,6 @@ from cgd.training import arguments, curves, recipes
 
 SETTING = "setting.json"
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
-
-MAX_WORKERS = 8  # loader processes of a run, if several runs share the cores
 
 # Set by the row, the seed or the device; not allowed among the flags that all runs share.
 NOT_SHARED = (
@@ -114,9 +113,8 @@ class Job(NamedTuple):
         given = self._given_workers()
         workers = workers if given is None else given
         own = () if workers is None else ("--num-workers", workers)
-        again = [
-            flag for flag in self.flags if flag == "--tf32"
-        ]  # must be given again: it takes effect before the run's own flags are known
+        # --tf32 must be given again: it takes effect before the run's own flags are known.
+        again = ["--tf32"] if "--tf32" in self.flags else []
         return [os.path.relpath(str(TRAIN)), *map(str, ("--resume", self.folder, "--gpu", gpu, *own, *again))]
 
     def _given_workers(self):

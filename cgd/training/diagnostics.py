@@ -4,7 +4,7 @@ import json
 from collections import deque
 from contextlib import suppress
 
-from cgd.network.descriptors import MAX_P
+from cgd.network.options import MAX_P
 
 LINES = 3  # consecutive log lines that must agree: a single batch says little
 COURSE = 10  # log lines whose mean ratio of distances is compared with that of earlier ones

@@ -7,7 +7,10 @@ from cgd.system.errors import InputError
 
 
 class Meter:
-    """Means of training figures, images/s, and the share of time spent waiting for data, since the last log line."""
+    """Means of training figures, images/s, and the share of time spent waiting for data, since the last log line.
+
+    An evaluation restarts it, too.
+    """
 
     def __init__(self):
         self.restart()

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass, field, fields, replace
 from typing import Tuple
 
-from cgd.network.options import ARCHITECTURES, FUSIONS, MAX_IMAGE_SIDE, check_branches
+from cgd.network.options import ARCHITECTURES, FUSIONS, MAX_IMAGE_SIDE, MAX_P, check_branches
 from cgd.system.errors import InputError
 
 NONE = "none"  # the text of a list without numbers
@@ -32,8 +32,8 @@ class Recipe:
     )
     architecture: str = number("CGD", "how descriptors are combined (Table 3 of the paper)", choices=ARCHITECTURES)
     fusion: str = number("concat", "how branches are combined into one embedding", choices=FUSIONS)
-    gem_p: float = number(3.0, "initial power of GeM", low=1, high=6)
-    learn_p: bool = number(False, "learn the power of GeM, between 1 and 6")
+    gem_p: float = number(3.0, "initial power of GeM", low=1, high=MAX_P)
+    learn_p: bool = number(False, f"learn the power of GeM, between 1 and {MAX_P:.0f}")
     dense_bias: bool = number(True, "bias in the Dense layers of the branches")
     last_stride: int = number(1, "stride of the backbone's last stage; 1 doubles the map's sides", choices=(1, 2))
     freeze_batch_norm: bool = number(False, "keep the backbone's batch norm as it is")

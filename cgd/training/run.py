@@ -25,7 +25,7 @@ def run(options, recipe, resumed):
     cluster.check(options.kvstore)
     if options.kvstore == "dist_async" and recipe.learn_p and "G" in recipe.config:
         raise InputError(
-            "--learn-p yes: not with --kvstore dist_async, whose servers do not keep p between 1 and 6; use dist_sync"
+            "--learn-p yes: not with --kvstore dist_async, whose servers do not keep p within its bounds; use dist_sync"
         )
     if options.kvstore and cluster.DMLC_ROLE != "worker":
         return cluster.serve()
@@ -50,9 +50,13 @@ def train(options, recipe, resumed, store):
     if resumed:
         record.check(resumed, now)
     unreadable = loader.Unreadable(options.skip_unreadable)
-    processes = options.num_workers, options.eval_batch_size, unreadable
-    loaders = trainer.loaders(dataset, recipe, *processes)
-    test = trainer.evaluator(whole, recipe, *processes) if options.validation_classes and leads else None
+    processes = {
+        "num_workers": options.num_workers,
+        "eval_batch_size": options.eval_batch_size,
+        "unreadable": unreadable,
+    }
+    loaders = trainer.loaders(dataset, recipe, **processes)
+    test = trainer.evaluator(whole, recipe, **processes) if options.validation_classes and leads else None
     check_share(recipe, len(options.gpu))
     devices = [environment.context(number) for number in options.gpu]
     environment.seed_everything(options.seed)
@@ -62,10 +66,10 @@ def train(options, recipe, resumed, store):
             now["weights_sha1"] = load_weights(net, options, recipe)
             if resumed and resumed.get("weights_sha1", now["weights_sha1"]) != now["weights_sha1"]:
                 raise InputError(f"{options.resume}: was begun with other initial weights; start a new run")
-        more = loaders, options.seed, store, options.micro_batch
-        training = trainer.Trainer(net, dataset, recipe, options.resume or ".", devices, *more)
+        more = {"seed": options.seed, "store": store, "micro_batch": options.micro_batch}
+        training = trainer.Trainer(net, dataset, recipe, ".", devices, loaders, **more)
     if leads:
-        training.folder = run_folder(options, recipe)
+        training.folder = run_folder(options, recipe)  # which creates it: not before all else has succeeded
     with occupied(training.folder) if leads else nullcontext():
         if leads and not resumed:
             check_output_dir(training.folder)  # once more: while this process loaded, another may have trained there

@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cgd.network import backbones, checkpoints, descriptors, model, weights
+from cgd.network import backbones, checkpoints, descriptors, model, options, weights
 from cgd.system.environment import mx
 from cgd.system.errors import InputError
 from cgd.training import losses
@@ -128,6 +128,11 @@ def trained_form(**options):
     mx.random.seed(0)
     net.initialize(mx.init.Normal(0.1))
     return net
+
+
+def test_a_network_keeps_all_its_options():
+    given = dict(zip(options.OPTIONS, ("SM", 6, "resnet18_v1", "A", "concat", 2.0, True, False, 2)))
+    assert model.CGD(**given).options == given
 
 
 def test_the_embedding_is_what_the_definition_says():

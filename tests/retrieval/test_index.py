@@ -62,6 +62,14 @@ def test_what_is_published_is_what_was_added(tmp_path):
     assert names == [".lock", "index.json", "items.jsonl", "vectors.npy"]
 
 
+def test_items_are_taken_as_those_of_a_list(tmp_path):
+    described(tmp_path / "i", PICTURES).publish(PICTURES, "/photos")
+    _, items, _ = index.read(tmp_path / "i")
+    assert [items[-1], *items[1:3]] == [items[len(items) - 1], items[1], items[2]] and len(items[:99]) == len(items)
+    with pytest.raises(IndexError):
+        items[len(items)]
+
+
 def test_changed_pictures_are_missing_and_deleted_ones_dropped(tmp_path):
     described(tmp_path / "i", PICTURES).publish(PICTURES, "/photos")
     changed = PICTURES[0]._replace(size=11)

@@ -61,10 +61,8 @@ def test_measures_are_those_of_the_definitions(with_gallery, ties, pairs, monkey
 
 def test_ranks_beyond_the_last_item_cost_nothing(monkeypatch):
     x, labels = np.arange(6.0)[:, None], np.array([0, 0, 0, 1, 1, 1])
-    calls = []
-    monkeypatch.setattr(
-        metrics, "nearest", lambda *words, **more: calls.append(words[1]) or recall.nearest(*words, **more)
-    )
+    calls, nearest = [], recall.nearest
+    monkeypatch.setattr(recall, "nearest", lambda *words, **more: calls.append(words[1]) or nearest(*words, **more))
     found = metrics.measure(("precision@999999", "map@r"), x, labels)
     assert calls == [6] and found["precision@999999"] == pytest.approx(2 / 999999)
     alone = metrics.measure(("precision@3", "map@r"), x[:1], labels[:1])

@@ -178,6 +178,20 @@ def test_a_copy_of_the_query_is_found_but_the_query_is_not():
     assert nearest(x, 1)[:2].tolist() == [[1], [0]]
 
 
+def test_each_query_is_left_out_of_its_own_neighbours():
+    """Also where it has so many copies that it is not among the nearest: one of them is then left out."""
+    x = np.random.RandomState(0).randint(0, 3, (30, 2)).astype(np.float32)
+    own = np.array([4, 17, 29])
+    for k in (1, 5, 29, 99):
+        found, distances = recall_module.nearest_others(x[own], own, k, x)
+        assert found.shape == distances.shape == (3, min(k, 29))
+        for row, query in enumerate(own):
+            far = np.sort(np.linalg.norm(np.delete(x, query, 0) - x[query], axis=1))
+            assert query not in found[row] and len(set(found[row])) == found.shape[1]
+            np.testing.assert_allclose(distances[row], far[: found.shape[1]], atol=1e-6)
+            np.testing.assert_allclose(np.linalg.norm(x[found[row]] - x[query], axis=1), distances[row], atol=1e-6)
+
+
 def test_nothing_is_excluded_from_a_gallery_even_where_it_is_the_queries():
     x = np.eye(4, dtype=np.float32)
     labels = np.arange(4)

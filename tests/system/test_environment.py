@@ -196,6 +196,18 @@ def test_threads_that_are_no_number_are_told(monkeypatch, value):
         environment._use_all_cores()
 
 
+def test_a_program_that_imports_cgd_can_catch_what_is_wrong_with_its_environment():
+    code = "import cgd\ntry:\n    cgd.load\nexcept cgd.InputError as error:\n    print('caught', error)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=str(ROOT),
+        env=dict(os.environ, OMP_NUM_THREADS="all"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stdout.startswith("caught the variable OMP_NUM_THREADS is 'all'"), done.stderr
+
+
 @pytest.mark.parametrize(
     "word, before, after, allowed",
     [
@@ -264,7 +276,6 @@ def test_gpu_minus_1_is_the_cpu():
 
 def test_gpu_0_falls_back_to_the_cpu_and_says_so(monkeypatch, capsys):
     with_gpus(monkeypatch)
-    environment._say_once.cache_clear()
     assert environment.context(0) == environment.context(0) == mx.cpu()
     assert capsys.readouterr().err.count("running on the CPU") == 1
 
