@@ -67,9 +67,10 @@ def train(options, recipe, resumed, store):
             if resumed and resumed.get("weights_sha1", now["weights_sha1"]) != now["weights_sha1"]:
                 raise InputError(f"{options.resume}: was begun with other initial weights; start a new run")
         more = {"seed": options.seed, "store": store, "micro_batch": options.micro_batch}
-        training = trainer.Trainer(net, dataset, recipe, ".", devices, loaders, **more)
+        # Every worker reads the state in the folder of a resumed run.
+        training = trainer.Trainer(net, dataset, recipe, options.resume or ".", devices, loaders, **more)
     if leads:
-        training.folder = run_folder(options, recipe)  # which creates it: not before all else has succeeded
+        training.folder = run_folder(options, recipe)  # which creates a new one: not before all else has succeeded
     with occupied(training.folder) if leads else nullcontext():
         if leads and not resumed:
             check_output_dir(training.folder)  # once more: while this process loaded, another may have trained there
