@@ -166,12 +166,19 @@ def main():
             f", {len(unreadable.reasons)} skipped as unreadable" if unreadable.reasons else "",
         )
     )
+    if unreadable.reasons:  # without these, others may have no image to retrieve
+        read = {"test": result.queries.records, "gallery": result.gallery and result.gallery.records}
+        flags.warn_of_lonely(dataset._replace(**read))
     print(evaluation.report(dataset.ranks, result.recalls))
     measured = outputs.more_measures(options.metrics, result)
     for measure, value in measured.items():
         print(f"{measure}: {value:.4f}")
     if options.save_embeddings:
         outputs.save_embeddings(options.save_embeddings, result, dataset.classes)
+    if options.results:  # here, and once more with the pooled vectors: what fails or is stopped later loses nothing
+        outputs.save_results(options, result, {}, measured, dataset, cropped, dtype, runtime)
+    if options.confidence:
+        outputs.print_confidence(options.confidence, result, dataset)
     if options.html:
         facts = facts_of(options, result, dataset, size, cropped, dtype, runtime)
         shown = options.html_queries or page.MOST_QUERIES
@@ -179,8 +186,6 @@ def main():
         with environment.memory_for("give fewer --html-queries"):
             gallery_page.write(options.html, result, dataset, facts, shown, options.link_images, maps)
         print(f"written: {options.html}", file=sys.stderr)
-    if options.results:  # here, and once more with the pooled vectors: a stop while they are computed loses nothing
-        outputs.save_results(options, result, {}, measured, dataset, cropped, dtype, runtime)
     pooled = {}
     for letter, vectors in others.items():
         print(f"pooled vector {letter}: all images once more", file=sys.stderr)
@@ -189,8 +194,6 @@ def main():
         print(f"pooled vector {letter}:\n{evaluation.report(dataset.ranks, pooled[letter])}")
     if options.results and pooled:
         outputs.save_results(options, result, pooled, measured, dataset, cropped, dtype, runtime)
-    if options.confidence:
-        outputs.print_confidence(options.confidence, result, dataset)
 
 
 def similarity_maps(checkpoint, ctx, size, result, runtime):

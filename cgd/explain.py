@@ -209,6 +209,9 @@ def main():
     common = mean_of(options.common, options.prefix) if options.common else None
     if options.index:
         indexed = facts, _, vectors = index.read(options.index)
+        if descriptions.is_onnx(facts["name"]):
+            hint = "describe the pictures with a checkpoint, into another folder"
+            raise InputError(f"--index {options.index}: was described by {facts['name']}, which has no maps; {hint}")
         search.network_of(options, facts, "as PREFIX")  # which raises InputError if it is another one
         if facts["dtype"] == "bfloat16":
             errors.say("note: the index is in bfloat16, the maps in float32: cgd.search may find other neighbours")

@@ -48,6 +48,8 @@ def check_output(prefix):
     """Raises InputError if no checkpoint of this name can be written, or if there is one."""
     if prefix.endswith("/") or not Path(prefix).name or Path(prefix).is_dir():
         raise InputError(f"-o {prefix}: expected a path such as runs/int8, to which -symbol.json is added")
+    if descriptions.is_onnx(prefix):
+        raise InputError(f"-o {prefix}: a checkpoint is written, no ONNX file; expected a path such as runs/int8")
     for ending in descriptions.FILES:
         if Path(prefix + ending).exists():
             raise InputError(f"-o {prefix}: {prefix}{ending} exists; choose another name")

@@ -16,6 +16,7 @@ from PIL import Image
 import train
 from cgd import demo, export, quantize
 from cgd.data import datasets, images
+from cgd.gallery import report as gallery_report
 from cgd.gallery import sheet
 from cgd.network import checkpoints, int8, onnx_graph
 from cgd.retrieval.recall import recall_at_k
@@ -454,6 +455,9 @@ def test_held_out_classes_choose_best_and_the_test_split_is_evaluated_once(small
         assert re.findall(r"R@\d+ (\d\.\d{4})", line) == [f"{r:.4f}" for r in printed(here(*prefix, *data))]
         kept = json.loads((tmp_path / "run" / "test.json").read_text())[name]
         assert [round(recall, 4) for recall in kept.values()] == printed(here(*prefix, *data))
+    (tmp_path / "run" / "test.json").write_text("{}")
+    result = here("train.py", "--resume", tmp_path / "run", "--iterations", 5)
+    assert result.returncode == 0 and json.loads((tmp_path / "run" / "test.json").read_text()), result.stderr
 
 
 def test_pooled_vectors_are_evaluated_beside_the_embedding(lively, small_demo, tmp_path, evaluate):
@@ -861,6 +865,28 @@ def test_a_run_is_never_written_over(run, small_demo, here):
     )
     assert result.returncode == 2 and "holds a run; choose another folder" in result.stderr
     assert before == sorted((file.name, file.stat().st_mtime_ns) for file in run[0].iterdir())
+
+
+@pytest.mark.parametrize("name", ["state.npz", "last-0000.params", "best.json"])
+def test_a_folder_with_parts_of_a_run_is_left_alone(run, small_demo, tmp_path, here, name):
+    """A state would be resumed after a kill; a checkpoint may be the one to fine-tune."""
+    shutil.copy(str(run[0] / name), str(tmp_path))
+    words = ["--dataset", "demo", "--data-dir", small_demo, "--from-scratch", "--output-dir", tmp_path, *SMALL]
+    result = here("train.py", *words)
+    assert_one_line(result, f"--output-dir {tmp_path}: holds {name} of another run; choose another folder")
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_a_page_that_cannot_be_written_costs_nothing_else(run, small_demo, tmp_path, here, monkeypatch):
+    def fail(*_):
+        raise InputError("no room for the page")
+
+    monkeypatch.setattr(gallery_report, "write", fail)
+    files = {"--results": "r.json", "--save-embeddings": "e.npz", "--html": "p.html"}
+    more = [word for flag, name in files.items() for word in (flag, tmp_path / name)]
+    result = here(*evaluation(run, small_demo, *more, "--confidence"))
+    assert result.returncode == 2 and "no room for the page" in result.stderr
+    assert "95 %" in result.stdout and {"r.json", "e.npz"} == {file.name for file in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize("what", ["nothing", "half", "text", "another archive"])

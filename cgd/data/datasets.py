@@ -220,6 +220,8 @@ def load(name, folder=None, train_txt=None, test_txt=None, bbox_txt=None, galler
     if source.counts:
         _check_counts(name, splits, source.counts, from_lists=bool(test_txt))
     _check_pictures(splits)
+    if train is not None and (test_txt or name == "folders"):
+        _warn_of_common_classes(train, splits["test"])
     if train is not None:
         (train,), _ = _numbered(train)
     (test, gallery), classes = _numbered(splits["test"], splits.get("gallery", []))
@@ -369,26 +371,42 @@ def _from_lists(folder, train_txt, test_txt, bbox_txt, gallery_txt, need_trainin
     boxes = read_boxes(bbox_txt) if bbox_txt else None
     files = {"train": train_txt if need_training else None, "test": test_txt, "gallery": gallery_txt}
     splits = {split: _listed(file, folder, boxes) for split, file in files.items() if file}
-    _compare_lists(splits, files, boxes)
+    if boxes is not None:
+        _check_ids(splits, files)
     if train_txt and not need_training:
         try:
             splits["train"] = _listed(train_txt, folder)
         except InputError as error:
             print(f"warning: --train-txt is not included in the statistics: {error}", file=sys.stderr)
+    _warn_of_common_images(splits, dict(files, train=train_txt))
     return splits
 
 
-def _compare_lists(splits, files, boxes):
-    """Warns of images that are in two lists. Raises InputError if boxes are given and an id is of two images."""
-    wrong = {("train", "test"): "the recall is not one of unseen images", ("test", "gallery"): "each finds itself"}
+def _warn_of_common_images(splits, files):
+    """Warns of images that are in two lists."""
+    seen = "the recall is not one of unseen images"
+    wrong = {("train", "test"): seen, ("train", "gallery"): seen, ("test", "gallery"): "each finds itself"}
     for (first, second), what in wrong.items():
         paths = ({os.path.normpath(record.path) for record in splits.get(split, ())} for split in (first, second))
         common = len(set.intersection(*paths))
         if common:
             both = f"{files[first]} and {files[second]}"
             print(f"warning: {both} have {common} images in common: {what}", file=sys.stderr)
+
+
+def _warn_of_common_classes(train, test):
+    """Warns if classes of the test split have been trained on: by name, or by id where the data set has no names."""
+    names = ({record.identity.name or record.identity.id for record in records} for records in (train, test))
+    common = sorted(set.intersection(*names))
+    if common:
+        text = f"{len(common)} classes are in the training and in the test split, the first of them {common[0]}"
+        print(f"warning: {text}: the recall is not one of unseen classes", file=sys.stderr)
+
+
+def _check_ids(splits, files):
+    """Raises InputError if an id is of two images: boxes go by it."""
     known = {}
-    for split, records in splits.items() if boxes is not None else ():
+    for split, records in splits.items():
         for record in records:
             path, file = known.setdefault(record.image_id, (record.path, files[split]))
             if os.path.normpath(path) != os.path.normpath(record.path):
@@ -406,8 +424,18 @@ def _listed(file, folder, boxes=None):
 
 
 def _class_names(folder):
-    """[Class] of a folder of class folders, sorted by name."""
-    names = [path.name for path in _visible(folder) if path.is_dir()]
+    """[Class] of a folder of class folders, sorted by name.
+
+    A folder that holds other things only, as `runs` or an index do, is none, and is told. An empty one is: its images
+    may have been removed, and without it other classes would be the first half.
+    """
+    names, others = [], []
+    for path in filter(Path.is_dir, _visible(folder)):
+        held = _visible(path)
+        has_images = any(file.suffix.lower() in EXTENSIONS for file in held)
+        (names if has_images or not held else others).append(path.name)
+    if names and others:
+        print(f"{folder}: ignored {len(others)} folders without images, the first of them {others[0]}", file=sys.stderr)
     return [Class(number, name) for number, name in enumerate(names, 1)]
 
 
@@ -424,7 +452,8 @@ def _class_folders(folder, classes=None):
     if not records:
         raise InputError(f"{folder}: expected a folder for each class, with {extensions} files")
     if ignored:
-        print(f"{folder}: ignored {len(ignored)} files that are not {extensions}, the first of them {ignored[0]}")
+        text = f"ignored {len(ignored)} files that are not {extensions}, the first of them {ignored[0]}"
+        print(f"{folder}: {text}", file=sys.stderr)
     return records
 
 

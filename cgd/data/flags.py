@@ -91,6 +91,12 @@ def load_dataset(options, name, cropped=True, need_training=True):
     """
     dataset = selected(datasets.load(name, *files_of(options), need_training=need_training), options, cropped)
     print(datasets.statistics(dataset))
+    warn_of_lonely(dataset)
+    return dataset
+
+
+def warn_of_lonely(dataset):
+    """Warns of queries that cannot be answered."""
     lonely = datasets.count_lonely(dataset)
     if lonely:
         print(
@@ -98,7 +104,6 @@ def load_dataset(options, name, cropped=True, need_training=True):
             "count as misses",
             file=sys.stderr,
         )
-    return dataset
 
 
 def files_of(options):

@@ -135,8 +135,14 @@ class Index:
 
     def check_pictures(self, pictures, root):
         """Raises InputError if all published pictures would be dropped, as when -o names another folder's index."""
-        known = any(self.rows.get(_key(picture), (None,))[0] == 0 for picture in pictures)  # source 0: the published
-        if self.published and self.published["folder"] != root and not known:
+        if not self.published:
+            return
+        if self.published["folder"] == root:  # all files may have been changed, or replaced by others
+            paths = {picture.path for picture in pictures}
+            known = any(item.path in paths or not os.path.exists(os.path.join(root, item.path)) for item in self.items)
+        else:  # it may have been moved
+            known = any(self.rows.get(_key(picture), (None,))[0] == 0 for picture in pictures)  # 0: the published
+        if not known:
             has = f"holds other pictures, of {self.published['folder']}"
             raise InputError(f"{self.folder}: {has}; give another folder by -o, or delete this one")
 

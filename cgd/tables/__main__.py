@@ -24,6 +24,8 @@ from cgd.system.errors import InputError
 from cgd.tables import paper, plots, results, runs
 from cgd.training import recipes
 
+NOTHING_TO_COMPARE = "no finished runs to compare: without --table NAME, a table needs two finished rows"
+
 
 def gpus(text):
     """ "0,1" -> [0, 1]."""
@@ -80,6 +82,10 @@ def arguments(words):
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}; flags of train.py go after --")
     options.shared = shared
+    if options.name and Path(options.name).name != options.name:
+        raise InputError(f"--name {options.name}: expected the name of a folder, without a slash; see --output-dir")
+    if options.weights and "--from-scratch" in shared:
+        raise InputError("--weights and --from-scratch exclude each other")
     return options
 
 
@@ -131,7 +137,9 @@ def jobs_of(options):
         for seed in range(options.seeds):
             for name in names:
                 if not study.rows(paper.TABLES[name]) and options.table != "all":
-                    raise InputError(f"--table {name}: compares crops, and {study.dataset} has no boxes")
+                    chosen = study.options().cropped is not None
+                    reason = "leave --cropped and --uncropped out" if chosen else f"{study.dataset} has no boxes"
+                    raise InputError(f"--table {name}: compares crops with whole images; {reason}")
                 for row in rows_of(options, study, name):
                     job = with_weights(study.job(row, seed), options.weights)
                     check(job.recipe, name, row)
@@ -309,7 +317,7 @@ def render(options):
         try:
             study = runs.open_study(folder, options.dataset, options.shared)
             record = results.collect(study, names)
-        except runs.OlderRun as error:
+        except InputError as error:
             if options.name or options.dataset:
                 raise
             print(f"skipped: {error}", file=sys.stderr)
@@ -317,9 +325,9 @@ def render(options):
         if any(row["runs"] for table in record["tables"].values() for row in table["rows"]):
             records.append(record)
         else:
-            print(f"{study.folder}: no finished runs", file=sys.stderr)
+            print(f"{study.folder}: {NOTHING_TO_COMPARE}", file=sys.stderr)
     if not records:
-        raise InputError(f"{options.output_dir}: no finished runs; --table runs one")
+        raise InputError(f"{options.output_dir}: {NOTHING_TO_COMPARE}")
     drawn = []
     if options.render and options.readme:
         for record in records:

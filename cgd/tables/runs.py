@@ -32,6 +32,19 @@ from cgd.training import arguments, curves, recipes
 SETTING = "setting.json"
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
+# What may differ between the commands of a study, and is passed on to runs that are resumed. The images are compared by
+# checksums, wherever they are.
+MAY_CHANGE = (
+    "data_dir",
+    "train_txt",
+    "test_txt",
+    "bbox_txt",
+    "gallery_txt",
+    "skip_unreadable",
+    "eval_batch_size",
+    "save_every",
+)
+
 # Set by the row, the seed or the device; not allowed among the flags that all runs share.
 NOT_SHARED = (
     "--dataset --resume --output-dir --seed --gpu --gpus --kvstore --pretrained-model --validation-classes".split()
@@ -82,7 +95,7 @@ class Study(NamedTuple):
         parts = ["{}={}".format(*change) for change in changes.items()]
         parts += [flag.lstrip("-") for flag in row.flags]
         folder = self.folder / (",".join(parts) or "recipe") / f"seed-{seed}"
-        scratch = ("--from-scratch",) if self.dataset == "demo" else ()
+        scratch = ("--from-scratch",) if self.dataset == "demo" and not self.options().backbone_params else ()
         return Job(folder, recipe, ("--dataset", self.dataset, *scratch, *self.flags, *words, *row.flags), seed)
 
 
@@ -115,6 +128,9 @@ class Job(NamedTuple):
         own = () if workers is None else ("--num-workers", workers)
         # --tf32 must be given again: it takes effect before the run's own flags are known.
         again = ["--tf32"] if "--tf32" in self.flags else []
+        given, usual = (vars(arguments.parse(list(flags))) for flags in (self.flags, self.flags[:2]))  # --dataset NAME
+        for name in MAY_CHANGE:
+            again += [recipes.flag(name), given[name]] if given[name] != usual[name] else []
         return [os.path.relpath(str(TRAIN)), *map(str, ("--resume", self.folder, "--gpu", gpu, *own, *again))]
 
     def _given_workers(self):
@@ -235,7 +251,8 @@ def open_study(folder, dataset=None, flags=()):
         known.recipe()
     except InputError as error:
         raise OlderRun(
-            f"{file}: train.py does not take these flags ({error}); was it an older version? Remove {folder}"
+            f"{file}: train.py does not take these flags ({error}); was it an older version? Choose another "
+            f"--name, or remove {folder}"
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"{file}: not the setting of a study ({error})")
@@ -256,7 +273,7 @@ def open_study(folder, dataset=None, flags=()):
 def experiment(study):
     """The options that decide what a run computes: all but those for where and how fast it does it."""
     options = vars(study.options())
-    return {name: options[name] for name in options if name not in ("num_workers", "eval_batch_size", "save_every")}
+    return {name: options[name] for name in options if name not in (*MAY_CHANGE, "num_workers")}
 
 
 def started(folder):

@@ -66,10 +66,11 @@ def resume(words):
     if not same_checkpoint(before.pretrained_model, options.pretrained_model):
         differ["pretrained_model"] = before.pretrained_model
     if differ:
-        own_values = ", ".join(f"{recipes.flag(name)} is {value}" for name, value in differ.items())
+        texts = {name: "not given" if value is None else recipes.text_of(value) for name, value in differ.items()}
+        own_values = ", ".join(f"{recipes.flag(name)} is {text}" for name, text in texts.items())
         raise InputError(
             f"--resume {folder}: in this run {own_values}; another value needs a new run, with --output-dir. Devices, "
-            "workers and paths may change, and --iterations may be raised"
+            "loader processes and paths may change, and --iterations may be raised"
         )
     return options, recipe, record
 

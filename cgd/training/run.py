@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import json
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from cgd.data import datasets, flags, loader
@@ -77,6 +77,9 @@ def train(options, recipe, resumed, store):
         if resumed:
             with environment.memory_for("free memory of the device, or give another by --gpu"):
                 state.restore(training)
+            if leads and training.iteration < recipe.iterations:
+                with suppress(FileNotFoundError):  # it would be of an earlier `last`
+                    (training.folder / "test.json").unlink()
         if leads:
             record.write(training.folder, resumed or now, recipe)
             print("run: {}{}".format(training.folder, f", from iteration {training.iteration}" if resumed else ""))
@@ -144,6 +147,9 @@ def check_output_dir(folder):
         raise InputError(f"--output-dir {folder}: {NOT_UTF8}")
     if (folder / "log.jsonl").exists():
         raise InputError(f"--output-dir {folder}: holds a run; choose another folder, or --resume {folder}")
+    for name in ("state.npz", "last.json", "last-0000.params", "best.json", "best-0000.params"):
+        if (folder / name).exists():  # a new run would replace it, or be resumed from it
+            raise InputError(f"--output-dir {folder}: holds {name} of another run; choose another folder")
     try:
         must_be_writable(folder / "log.jsonl")
     except InputError as error:

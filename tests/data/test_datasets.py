@@ -1,5 +1,6 @@
 """Data sets: from files in every layout to records, and what is checked before any work."""
 
+import re
 import shutil
 import sys
 import tracemalloc
@@ -143,7 +144,7 @@ def test_lists_given_by_hand_may_have_any_number_of_images(files, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: ") and "3 images, the official one 100 and 5924" in line
     datasets.load("cub200", files, files / "list.txt", files / "list.txt")
-    line = capsys.readouterr().err.splitlines()[-1]
+    line = capsys.readouterr().err.splitlines()[-2]
     assert "the train split" in line and "the test split" in line
     official = datasets.load("cub200", files, files / "list.txt", files / "list.txt")
     with pytest.raises(InputError, match="the only training image of its class"):
@@ -152,7 +153,11 @@ def test_lists_given_by_hand_may_have_any_number_of_images(files, capsys):
 
 def test_lists_of_the_official_size_are_not_warned_of(files, monkeypatch, capsys):
     official_counts(monkeypatch, "cub200", train=(2, 3), test=(2, 3))
-    (files / "test.txt").write_text((files / "list.txt").read_text().replace("jpg", "png"))
+    rows = (files / "list.txt").read_text().replace("jpg", "png").splitlines()
+    others = [
+        "{} {} {}".format(image, int(label) + 100, path) for image, label, path in (r.split(" ", 2) for r in rows[1:])
+    ]
+    (files / "test.txt").write_text("\n".join([rows[0], *others]))
     touch(files, ["images/{}.png".format(name) for name in ("a", "b", "c with blank")])
     datasets.load("cub200", files, files / "list.txt", files / "test.txt")
     assert capsys.readouterr().err == ""
@@ -165,8 +170,13 @@ def test_lists_are_compared_with_one_another(files, capsys):
     (files / "two.txt").write_text("\n".join([rows[0], *again]))
     datasets.load("lists", files, files / "two.txt", files / "list.txt", None, files / "two.txt")
     told = capsys.readouterr().err.splitlines()
-    assert told[0].endswith("list.txt have 2 images in common: the recall is not one of unseen images")
-    assert told[1].endswith("two.txt have 2 images in common: each finds itself") and len(told) == 2
+    unseen = "images in common: the recall is not one of unseen images"
+    assert told[0].endswith(f"list.txt have 2 {unseen}") and told[1].endswith(f"two.txt have 2 {unseen}")
+    assert told[2].endswith("two.txt have 2 images in common: each finds itself")
+    assert re.search("[12] classes are in the training and in the test split, the first of them", told[3])
+    assert len(told) == 4
+    datasets.load("lists", files, files / "two.txt", files / "list.txt", need_training=False)
+    assert capsys.readouterr().err.splitlines() == [told[0], told[3]]
     with pytest.raises(InputError, match="list.txt: image 1 is .*, but .* in .*two.txt; with --bbox-txt"):
         datasets.load("lists", files, files / "two.txt", files / "list.txt", files / "bbox.txt")
 
@@ -310,9 +320,12 @@ def test_class_folders_are_split_by_their_names(tmp_path, capsys):
     dataset = datasets.load("folders", tmp_path)
     assert [(Path(r.path).name, r.identity) for r in dataset.train] == [("1.jpeg", 0), ("1.png", 1), ("2.JPG", 1)]
     assert [(Path(r.path).parent.name, r.identity) for r in dataset.test] == [("c", 0), ("d", 1)]
-    assert "ignored 1 files" in capsys.readouterr().out
+    assert "ignored 1 files" in capsys.readouterr().err
     assert dataset.train[0].box is None
     assert dataset.classes == [Class(3, "c"), Class(4, "d")]
+    touch(tmp_path, ["an index/vectors.npy", "runs/folders-MG-1/curves.png"])
+    assert datasets.load("folders", tmp_path) == dataset
+    assert "ignored 2 folders without images, the first of them an index" in capsys.readouterr().err
     for file in ("a/1.jpeg", "b/1.png", "b/2.JPG"):
         (tmp_path / file).unlink()
     assert datasets.load("folders", tmp_path, need_training=False) == dataset._replace(train=None)
@@ -320,11 +333,15 @@ def test_class_folders_are_split_by_their_names(tmp_path, capsys):
         datasets.load("folders", tmp_path)
 
 
-def test_class_folders_with_halves_of_their_own(tmp_path):
+def test_class_folders_with_halves_of_their_own(tmp_path, capsys):
     touch(tmp_path, ["train/x/1.jpg", "train/x/2.jpg", "test/y/1.jpg", "test/z/1.jpg"])
     dataset = datasets.load("folders", tmp_path)
     assert (len(dataset.train), len(dataset.test)) == (2, 2)
     assert dataset.classes == [Class(1, "y"), Class(2, "z")]
+    touch(tmp_path, ["test/x/1.jpg"])
+    datasets.load("folders", tmp_path)
+    assert "1 classes are in the training and in the test split, the first of them x:" in capsys.readouterr().err
+    shutil.rmtree(str(tmp_path / "test" / "x"))
     shutil.rmtree(str(tmp_path / "train" / "x"))
     assert datasets.load("folders", tmp_path, need_training=False) == dataset._replace(train=None)
     with pytest.raises(InputError, match="train: expected a folder for each class"):
@@ -353,7 +370,7 @@ def test_training_pictures_are_not_looked_up_where_none_are_trained_on(small_dem
 @pytest.mark.parametrize(
     "text, counted",
     [
-        ("image_id class_id path\n7 0 gone/a.jpg\n8 5 gone/b.jpg\n", True),  # no such pictures, and no boxes
+        ("image_id class_id path\n7 90 gone/a.jpg\n8 95 gone/b.jpg\n", True),  # no such pictures, and no boxes
         ("no list", False),
         (None, False),
     ],

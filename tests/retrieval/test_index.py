@@ -295,6 +295,12 @@ def test_another_folder_of_pictures_does_not_replace_an_index(tmp_path):
     with pytest.raises(InputError, match="holds other pictures, of /photos/2019"):
         current.check_pictures(PICTURES[2:], "/photos/2020")
     current.check_pictures(PICTURES[2:], "/photos/2019")  # all of them replaced
+    described(tmp_path / "k", PICTURES[:2]).publish(PICTURES[:2], str(tmp_path))
+    for picture in PICTURES[:2]:
+        (tmp_path / picture.path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / picture.path).touch()
+    with pytest.raises(InputError, match="holds other pictures"):  # another list of the same folder
+        index.Index(tmp_path / "k", FACTS).check_pictures(PICTURES[2:], str(tmp_path))
     current.check_pictures(PICTURES[1:], "/photos/moved")
 
 

@@ -477,6 +477,9 @@ def test_a_study_keeps_its_setting(tmp_path):
     # what does not change the recipe may differ from machine to machine
     elsewhere = runs.open_study(tmp_path / "a", "demo", ["--iterations", "5", "--num-workers", "9"])
     assert elsewhere.recipe() == study.recipe() and elsewhere.flags[-1] == "9"
+    moved = ["--iterations", "5", "--data-dir", "moved", "--skip-unreadable", "3"]
+    job = runs.open_study(tmp_path / "a", "demo", moved).job(paper.TABLES["1"].rows[0], 0)
+    assert job.resume(0)[-4:] == ["--data-dir", "moved", "--skip-unreadable", "3"]
     with pytest.raises(InputError, match="runs on demo; choose another --name for cub200"):
         runs.open_study(tmp_path / "a", "cub200")
     with pytest.raises(InputError, match="its runs have --iterations 5, now 6"):
@@ -1031,7 +1034,15 @@ def test_measured_rates_are_of_this_network(monkeypatch):
     [
         ([], "expected --list, --table NAME, --render or --plot"),
         (["--table", "5"], "--table 5: expected some of 1, 2, 3, 4, configurations"),
-        (["--table", "crops", "--dataset", "sop", "--dry-run"], "compares crops, and sop has no boxes"),
+        (["--table", "crops", "--dataset", "sop", "--dry-run"], "compares crops with whole images; sop has no boxes"),
+        (
+            ["--table", "crops", "--dataset", "demo", "--dry-run", "--", "--uncropped"],
+            "leave --cropped and --uncropped out",
+        ),
+        (
+            ["--table", "1", "--dataset", "demo", "--name", "a/b", "--dry-run"],
+            "--name a/b: expected the name of a folder",
+        ),
         (
             ["--table", "1,4", "--rows", "both,b", "--dry-run"],
             "--rows 'b': expected some of ranking loss alone, classif",

@@ -309,6 +309,21 @@ def test_the_number_of_workers_is_compared():
     assert {"kvstore", "workers", "tf32_allowed"} < set(run_record.COMPARED)
 
 
+def test_a_run_whose_state_is_gone_is_not_begun_anew(copy, here):
+    """Its log and its checkpoints would be written over."""
+    Path(copy, "state.npz").unlink()
+    before = {file.name: file.read_bytes() for file in Path(copy).iterdir()}
+    result = here("train.py", "--resume", copy, "--iterations", 90)
+    assert (
+        result.returncode == 2 and f"state.npz: is gone, so this run cannot be resumed; train {copy}" in result.stderr
+    )
+    after = {file.name: file.read_bytes() for file in Path(copy).iterdir()}
+    assert {name for name in after if after[name] != before.get(name)} <= {"arguments.json", "lock"}
+    Path(copy, "last.json").unlink()  # as if it had been killed before the first save
+    result = here("train.py", "--resume", copy)
+    assert result.returncode == 0 and "from iteration 0" in result.stdout, result.stderr
+
+
 def test_initial_weights_cannot_be_exchanged_before_the_first_save(copy, here):
     Path(copy, "state.npz").unlink()
     result = here("train.py", "--resume", copy, "--backbone-params", "x.params")
