@@ -177,7 +177,7 @@ def main():
         outputs.save_embeddings(options.save_embeddings, result, dataset.classes)
     if options.results:  # here, and once more with the pooled vectors: what fails or is stopped later loses nothing
         outputs.save_results(options, result, {}, measured, dataset, cropped, dtype, runtime)
-    if options.confidence:
+    if options.confidence is True:
         outputs.print_confidence(options.confidence, result, dataset)
     if options.html:
         facts = facts_of(options, result, dataset, size, cropped, dtype, runtime)
@@ -194,6 +194,8 @@ def main():
         print(f"pooled vector {letter}:\n{evaluation.report(dataset.ranks, pooled[letter])}")
     if options.results and pooled:
         outputs.save_results(options, result, pooled, measured, dataset, cropped, dtype, runtime)
+    if options.confidence and options.confidence is not True:  # last: it fails if other images were read
+        outputs.print_confidence(options.confidence, result, dataset)
 
 
 def similarity_maps(checkpoint, ctx, size, result, runtime):

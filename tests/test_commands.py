@@ -455,9 +455,10 @@ def test_held_out_classes_choose_best_and_the_test_split_is_evaluated_once(small
         assert re.findall(r"R@\d+ (\d\.\d{4})", line) == [f"{r:.4f}" for r in printed(here(*prefix, *data))]
         kept = json.loads((tmp_path / "run" / "test.json").read_text())[name]
         assert [round(recall, 4) for recall in kept.values()] == printed(here(*prefix, *data))
-    (tmp_path / "run" / "test.json").write_text("{}")
+    assert json.loads((tmp_path / "run" / "test.json").read_text())["iterations"]["last"] == 4
     result = here("train.py", "--resume", tmp_path / "run", "--iterations", 5)
-    assert result.returncode == 0 and json.loads((tmp_path / "run" / "test.json").read_text()), result.stderr
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "run" / "test.json").read_text())["iterations"]["last"] == 5
 
 
 def test_pooled_vectors_are_evaluated_beside_the_embedding(lively, small_demo, tmp_path, evaluate):

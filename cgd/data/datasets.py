@@ -220,7 +220,7 @@ def load(name, folder=None, train_txt=None, test_txt=None, bbox_txt=None, galler
     if source.counts:
         _check_counts(name, splits, source.counts, from_lists=bool(test_txt))
     _check_pictures(splits)
-    if train is not None and (test_txt or name == "folders"):
+    if train is not None and name == "folders" and not test_txt:  # ids of two lists may be numbered apart
         _warn_of_common_classes(train, splits["test"])
     if train is not None:
         (train,), _ = _numbered(train)
@@ -395,8 +395,8 @@ def _warn_of_common_images(splits, files):
 
 
 def _warn_of_common_classes(train, test):
-    """Warns if classes of the test split have been trained on: by name, or by id where the data set has no names."""
-    names = ({record.identity.name or record.identity.id for record in records} for records in (train, test))
+    """Warns if classes of the test split, by their names, are trained on."""
+    names = ({record.identity.name for record in records} for records in (train, test))
     common = sorted(set.intersection(*names))
     if common:
         text = f"{len(common)} classes are in the training and in the test split, the first of them {common[0]}"
@@ -424,19 +424,28 @@ def _listed(file, folder, boxes=None):
 
 
 def _class_names(folder):
-    """[Class] of a folder of class folders, sorted by name.
+    """[Class] of a folder of class folders, sorted by name; without folders of runs and indices, which are told.
 
-    A folder that holds other things only, as `runs` or an index do, is none, and is told. An empty one is: its images
-    may have been removed, and without it other classes would be the first half.
+    A folder without images is a class: they may have been removed, and other classes would be the first half.
     """
-    names, others = [], []
-    for path in filter(Path.is_dir, _visible(folder)):
-        held = _visible(path)
-        has_images = any(file.suffix.lower() in EXTENSIONS for file in held)
-        (names if has_images or not held else others).append(path.name)
-    if names and others:
-        print(f"{folder}: ignored {len(others)} folders without images, the first of them {others[0]}", file=sys.stderr)
+    found = [path for path in _visible(folder) if path.is_dir()]
+    results = [path.name for path in found if _holds_results(path)]
+    if results:
+        text = f"ignored {len(results)} folders of runs or indices, the first of them {results[0]}"
+        print(f"{folder}: {text}", file=sys.stderr)
+    names = (path.name for path in found if path.name not in results)
     return [Class(number, name) for number, name in enumerate(names, 1)]
+
+
+def _holds_results(folder):
+    """Whether a folder is a run, holds runs at any depth and no images, or is an index of `cgd.describe`."""
+    try:
+        if (folder / "arguments.json").is_file() or (folder / "index.json").is_file():
+            return True
+        has_images = any(file.suffix.lower() in EXTENSIONS for file in folder.iterdir())
+        return not has_images and any(folder.rglob("arguments.json"))
+    except OSError:  # it may not be listed, and is told where its images are needed
+        return False
 
 
 def _class_folders(folder, classes=None):

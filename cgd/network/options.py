@@ -5,7 +5,7 @@ from cgd.system.errors import InputError
 LETTERS, ARCHITECTURES, FUSIONS = "SMG", ("CGD", "A", "B"), ("concat", "sum")
 DTYPES = ("float32", "bfloat16")  # of inference; checkpoints are in float32, or in int8 (cgd/quantize.py)
 RUNTIMES = ("mxnet", "onnx")  # of inference
-MAX_P = 6.0  # of GeM; for larger p, 1e-6 ** p underflows in float32, and the gradient of the root is not finite
+MAX_P = 6  # of GeM; for larger p, 1e-6 ** p underflows in float32, and the gradient of the root is not finite
 MAX_IMAGE_SIDE = 4096  # of the network's input, in pixels
 
 # Everything needed to rebuild a network: arguments of CGD, fields of a recipe, keys of a checkpoint's description.

@@ -24,7 +24,7 @@ from cgd.system.errors import InputError
 from cgd.tables import paper, plots, results, runs
 from cgd.training import recipes
 
-NOTHING_TO_COMPARE = "no finished runs to compare: without --table NAME, a table needs two finished rows"
+NOTHING_TO_COMPARE = "no finished runs to compare: a table needs two finished rows, or to be named by --table"
 
 
 def gpus(text):
@@ -84,8 +84,6 @@ def arguments(words):
     options.shared = shared
     if options.name and Path(options.name).name != options.name:
         raise InputError(f"--name {options.name}: expected the name of a folder, without a slash; see --output-dir")
-    if options.weights and "--from-scratch" in shared:
-        raise InputError("--weights and --from-scratch exclude each other")
     return options
 
 
@@ -134,6 +132,8 @@ def jobs_of(options):
     check_rows(options, requested)
     studies = studies_of(options, requested)
     for study, names in studies:
+        if options.weights and "--from-scratch" in study.flags:
+            raise InputError(f"--weights: the study {study.folder} begins --from-scratch")
         for seed in range(options.seeds):
             for name in names:
                 if not study.rows(paper.TABLES[name]) and options.table != "all":
@@ -312,7 +312,9 @@ def render(options):
     if options.rows:
         raise InputError("--rows: for runs and --list; --render and --plot show every finished row")
     names = names_of(options) if options.table else None
-    records = []
+    if options.shared and not (options.name or options.dataset):
+        raise InputError("flags after -- are those of one study; give its --name")
+    records, skipped = [], None
     for folder in study_folders(options):
         try:
             study = runs.open_study(folder, options.dataset, options.shared)
@@ -321,13 +323,14 @@ def render(options):
             if options.name or options.dataset:
                 raise
             print(f"skipped: {error}", file=sys.stderr)
+            skipped = error
             continue
         if any(row["runs"] for table in record["tables"].values() for row in table["rows"]):
             records.append(record)
         else:
             print(f"{study.folder}: {NOTHING_TO_COMPARE}", file=sys.stderr)
     if not records:
-        raise InputError(f"{options.output_dir}: {NOTHING_TO_COMPARE}")
+        raise InputError(str(skipped) if skipped else f"{options.output_dir}: {NOTHING_TO_COMPARE}")
     drawn = []
     if options.render and options.readme:
         for record in records:

@@ -32,18 +32,10 @@ from cgd.training import arguments, curves, recipes
 SETTING = "setting.json"
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
-# What may differ between the commands of a study, and is passed on to runs that are resumed. The images are compared by
-# checksums, wherever they are.
-MAY_CHANGE = (
-    "data_dir",
-    "train_txt",
-    "test_txt",
-    "bbox_txt",
-    "gallery_txt",
-    "skip_unreadable",
-    "eval_batch_size",
-    "save_every",
-)
+# What may differ between the commands of a study, and is passed on to runs that are resumed. Images and lists may move:
+# other ones, beside those of the study, would be another data set.
+MAY_CHANGE = ("skip_unreadable", "eval_batch_size", "save_every")
+MAY_MOVE = ("data_dir", "train_txt", "test_txt", "bbox_txt", "gallery_txt")
 
 # Set by the row, the seed or the device; not allowed among the flags that all runs share.
 NOT_SHARED = (
@@ -128,9 +120,9 @@ class Job(NamedTuple):
         own = () if workers is None else ("--num-workers", workers)
         # --tf32 must be given again: it takes effect before the run's own flags are known.
         again = ["--tf32"] if "--tf32" in self.flags else []
-        given, usual = (vars(arguments.parse(list(flags))) for flags in (self.flags, self.flags[:2]))  # --dataset NAME
-        for name in MAY_CHANGE:
-            again += [recipes.flag(name), given[name]] if given[name] != usual[name] else []
+        given, values = {word.split("=")[0] for word in self.flags}, vars(self.options())
+        flags = {recipes.flag(name): values[name] for name in MAY_CHANGE + MAY_MOVE}
+        again += [f"{flag}={value}" for flag, value in flags.items() if flag in given]
         return [os.path.relpath(str(TRAIN)), *map(str, ("--resume", self.folder, "--gpu", gpu, *own, *again))]
 
     def _given_workers(self):
@@ -263,7 +255,9 @@ def open_study(folder, dataset=None, flags=()):
     texts = [
         {name: "not given" if v is None else recipes.text_of(v) for name, v in each.items()} for each in (own, new)
     ]
-    differ = [f"{recipes.flag(name)} {texts[0][name]}, now {texts[1][name]}" for name in own if own[name] != new[name]]
+    moved = {name for name in MAY_MOVE if own[name] and new[name] and not os.path.exists(own[name])}
+    differ = [name for name in own if own[name] != new[name] and name not in moved]
+    differ = [f"{recipes.flag(name)} {texts[0][name]}, now {texts[1][name]}" for name in differ]
     if differ:
         hint = "choose another --name, or give no flags after --, for those of its runs"
         raise InputError(f"{folder}: its runs have {', '.join(differ)}; {hint}")

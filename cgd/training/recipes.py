@@ -33,7 +33,7 @@ class Recipe:
     architecture: str = number("CGD", "how descriptors are combined (Table 3 of the paper)", choices=ARCHITECTURES)
     fusion: str = number("concat", "how branches are combined into one embedding", choices=FUSIONS)
     gem_p: float = number(3.0, "initial power of GeM", low=1, high=MAX_P)
-    learn_p: bool = number(False, f"learn the power of GeM, between 1 and {MAX_P:.0f}")
+    learn_p: bool = number(False, f"learn the power of GeM, between 1 and {MAX_P}")
     dense_bias: bool = number(True, "bias in the Dense layers of the branches")
     last_stride: int = number(1, "stride of the backbone's last stage; 1 doubles the map's sides", choices=(1, 2))
     freeze_batch_norm: bool = number(False, "keep the backbone's batch norm as it is")

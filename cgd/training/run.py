@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import json
 import sys
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from cgd.data import datasets, flags, loader
@@ -77,9 +77,6 @@ def train(options, recipe, resumed, store):
         if resumed:
             with environment.memory_for("free memory of the device, or give another by --gpu"):
                 state.restore(training)
-            if leads and training.iteration < recipe.iterations:
-                with suppress(FileNotFoundError):  # it would be of an earlier `last`
-                    (training.folder / "test.json").unlink()
         if leads:
             record.write(training.folder, resumed or now, recipe)
             print("run: {}{}".format(training.folder, f", from iteration {training.iteration}" if resumed else ""))
@@ -197,11 +194,13 @@ def report(scores, folder, recipe, dataset):
 
 def report_test(evaluate, folder, device, batch_size):
     """Evaluates `last` and `best` on the test split, after validation classes have chosen `best`. Writes test.json."""
-    ranks, found = evaluate.dataset.ranks, {}
+    ranks, found = evaluate.dataset.ranks, {"iterations": {}}
     for name in ("last", "best"):
         with environment.memory_for(f"test.py evaluates {folder}/{name}; try --batch-size {max(1, batch_size // 2)}"):
-            recalls = evaluate(Checkpoint(folder / name).graph(device), device).recalls
+            checkpoint = Checkpoint(folder / name)
+            recalls = evaluate(checkpoint.graph(device), device).recalls
         found[name] = dict(zip(map(str, ranks), recalls))
+        found["iterations"][name] = checkpoint.description["iteration"]
         print(f"{name}, test split: {trainer.recall_text(ranks, recalls)}")
     with replacing(folder / "test.json") as part:
         part.write_text(json.dumps(found, indent=1) + "\n")

@@ -49,16 +49,17 @@ def save(run, log):
 def restore(run):
     """Restores what `save` wrote into the run's folder, and cuts the log to its length then.
 
-    A folder without a state begins anew, if none was ever saved. Raises InputError for a state that is broken, of
-    another network, or gone: `last` is saved after it.
+    A folder without a state begins anew. Raises InputError for a state that is broken or of another network, and if
+    one is gone: it is saved before `last`, and at each evaluation.
     """
     file, log = run.folder / "state.npz", run.folder / "log.jsonl"
     if run.leads:
         for part in run.folder.glob(".part-*"):  # half-written files of a killed process
             part.unlink()
     if not file.exists():
-        if (run.folder / "last.json").exists():
-            hint = f"train {run.folder}/last further by --pretrained-model, in a new folder"
+        evaluations = log.read_text().count('"recall"')
+        if (run.folder / "last.json").exists() or evaluations > 1:  # after the first one, a kill may have come before
+            hint = "train its checkpoint further by --pretrained-model, in a new folder"
             raise InputError(f"{file}: is gone, so this run cannot be resumed; {hint}")
         if run.leads:
             log.write_text("")

@@ -1,6 +1,5 @@
 """Data sets: from files in every layout to records, and what is checked before any work."""
 
-import re
 import shutil
 import sys
 import tracemalloc
@@ -144,7 +143,7 @@ def test_lists_given_by_hand_may_have_any_number_of_images(files, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: ") and "3 images, the official one 100 and 5924" in line
     datasets.load("cub200", files, files / "list.txt", files / "list.txt")
-    line = capsys.readouterr().err.splitlines()[-2]
+    line = capsys.readouterr().err.splitlines()[-1]
     assert "the train split" in line and "the test split" in line
     official = datasets.load("cub200", files, files / "list.txt", files / "list.txt")
     with pytest.raises(InputError, match="the only training image of its class"):
@@ -173,10 +172,9 @@ def test_lists_are_compared_with_one_another(files, capsys):
     unseen = "images in common: the recall is not one of unseen images"
     assert told[0].endswith(f"list.txt have 2 {unseen}") and told[1].endswith(f"two.txt have 2 {unseen}")
     assert told[2].endswith("two.txt have 2 images in common: each finds itself")
-    assert re.search("[12] classes are in the training and in the test split, the first of them", told[3])
-    assert len(told) == 4
+    assert len(told) == 3
     datasets.load("lists", files, files / "two.txt", files / "list.txt", need_training=False)
-    assert capsys.readouterr().err.splitlines() == [told[0], told[3]]
+    assert capsys.readouterr().err.splitlines() == [told[0]]
     with pytest.raises(InputError, match="list.txt: image 1 is .*, but .* in .*two.txt; with --bbox-txt"):
         datasets.load("lists", files, files / "two.txt", files / "list.txt", files / "bbox.txt")
 
@@ -323,9 +321,10 @@ def test_class_folders_are_split_by_their_names(tmp_path, capsys):
     assert "ignored 1 files" in capsys.readouterr().err
     assert dataset.train[0].box is None
     assert dataset.classes == [Class(3, "c"), Class(4, "d")]
-    touch(tmp_path, ["an index/vectors.npy", "runs/folders-MG-1/curves.png"])
+    touch(tmp_path, ["an index/index.json", "runs/folders-MG-1/arguments.json", "x/arguments.json", "x/curves.png"])
     assert datasets.load("folders", tmp_path) == dataset
-    assert "ignored 2 folders without images, the first of them an index" in capsys.readouterr().err
+    assert "ignored 3 folders of runs or indices, the first of them an index" in capsys.readouterr().err
+    touch(tmp_path, ["a/Thumbs.db"])
     for file in ("a/1.jpeg", "b/1.png", "b/2.JPG"):
         (tmp_path / file).unlink()
     assert datasets.load("folders", tmp_path, need_training=False) == dataset._replace(train=None)

@@ -478,8 +478,10 @@ def test_a_study_keeps_its_setting(tmp_path):
     elsewhere = runs.open_study(tmp_path / "a", "demo", ["--iterations", "5", "--num-workers", "9"])
     assert elsewhere.recipe() == study.recipe() and elsewhere.flags[-1] == "9"
     moved = ["--iterations", "5", "--data-dir", "moved", "--skip-unreadable", "3"]
-    job = runs.open_study(tmp_path / "a", "demo", moved).job(paper.TABLES["1"].rows[0], 0)
-    assert job.resume(0)[-4:] == ["--data-dir", "moved", "--skip-unreadable", "3"]
+    with pytest.raises(InputError, match="its runs have --data-dir not given, now moved"):
+        runs.open_study(tmp_path / "a", "demo", moved)
+    job = runs.open_study(tmp_path / "a", "demo", ["--iterations", "5", "--skip-unreadable", "3"])
+    assert "--skip-unreadable=3" in job.job(paper.TABLES["1"].rows[0], 0).resume(0)
     with pytest.raises(InputError, match="runs on demo; choose another --name for cub200"):
         runs.open_study(tmp_path / "a", "cub200")
     with pytest.raises(InputError, match="its runs have --iterations 5, now 6"):
@@ -489,6 +491,20 @@ def test_a_study_keeps_its_setting(tmp_path):
     (tmp_path / "a" / "setting.json").write_text("[]")
     with pytest.raises(InputError, match="setting.json"):
         runs.open_study(tmp_path / "a")
+
+
+def test_the_images_of_a_study_may_move_but_not_be_exchanged(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    flags = {name: ["--data-dir", str(tmp_path / name)] for name in ("old", "new")}
+    runs.keep_setting(runs.open_study(tmp_path / "a", "folders", flags["old"]))
+    (tmp_path / "a" / "recipe" / "seed-0").mkdir(parents=True)
+    (tmp_path / "a" / "recipe" / "seed-0" / "log.jsonl").touch()
+    with pytest.raises(InputError, match="its runs have --data-dir .*old, now .*new"):
+        runs.open_study(tmp_path / "a", None, flags["new"])
+    (tmp_path / "old").rmdir()
+    job = runs.open_study(tmp_path / "a", None, flags["new"]).job(paper.TABLES["1"].rows[0], 0)
+    assert f"--data-dir={tmp_path / 'new'}" in job.resume(0)
 
 
 def test_a_paired_difference_by_hand():
