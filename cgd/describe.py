@@ -96,6 +96,9 @@ def main():
     facts = dict(index.facts_of(options.prefix, description), dtype=dtype, stored=options.stored)
     current = index.Index(options.output, facts)
     current.check_pictures(found, root)
+    if not any(picture.label for picture in found) and any(item.label for item in current.items):
+        text = "--class-folders, or a list with classes, keeps them"
+        print(f"note: {options.output} had labels, which are dropped; {text}", file=sys.stderr)
     todo = current.missing(share(found, options.shard) if options.shard else found)
     described = 0
     if todo:

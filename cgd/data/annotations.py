@@ -12,6 +12,7 @@ from pathlib import Path
 from cgd.data.matlab import read_structs
 from cgd.system.errors import InputError
 
+HINT = "check --data-dir, and --dataset: `folders` reads class folders, `lists` list files"
 MAX_COORDINATE = 10**6  # pixels; larger values come from a shifted column or a lost decimal point
 EXTRA_COLUMNS = {"view_id", "super_class_id"}  # columns that other lists have, ignored here
 
@@ -121,7 +122,7 @@ def read_cars(file, path_field):
 def must_be_file(file):
     """Raises InputError if `file` does not exist or is not a file."""
     if not Path(file).is_file():
-        raise InputError(f"{file}: no such file; check --data-dir")
+        raise InputError(f"{file}: no such file; {HINT}")
 
 
 def whole_number(word, file, number):
@@ -155,7 +156,7 @@ def _lines(file):
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise InputError(f"{file}: {error.strerror}; check --data-dir")
+        raise InputError(f"{file}: {error.strerror}; {HINT}")
     except UnicodeDecodeError:
         raise InputError(f"{file}: not a UTF-8 text file")
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]

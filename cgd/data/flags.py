@@ -96,7 +96,9 @@ def load_dataset(options, name, cropped=True, need_training=True):
 
 
 def warn_of_lonely(dataset):
-    """Warns of queries that cannot be answered."""
+    """Warns of queries that cannot be answered, or that cannot be answered wrongly."""
+    if datasets.count_identities(dataset.test + (dataset.gallery or [])) == 1:
+        print(f"warning: the {dataset.tested} has one class only: every recall is 1", file=sys.stderr)
     lonely = datasets.count_lonely(dataset)
     if lonely:
         print(

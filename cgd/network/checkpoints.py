@@ -112,7 +112,7 @@ class Checkpoint:
         checkpoint in int8.
         """
         if self.description["dtype"] == "int8":
-            raise InputError(f"{self.prefix}: is in int8; its pooled vectors cannot be told apart")
+            raise InputError(f"{self.prefix}: is in int8, whose graph has no separate pooled vectors")
         config = self.description["config"]
         names = [config] if self.description["architecture"] == "B" else config
         found, vectors = {}, graphs.pooled_vectors(self.symbol)

@@ -48,8 +48,8 @@ class Head:
         """Raises InputError for a checkpoint in int8, and for a graph with other operators than CGD's after its map."""
         if checkpoint.description["dtype"] != "float32":
             raise InputError(
-                f"{checkpoint.prefix}: is in int8, whose descriptors cannot be told apart; give the checkpoint that it "
-                "was made from"
+                f"{checkpoint.prefix}: is in int8, whose graph has no separate global descriptors; give the checkpoint "
+                "that it was made from"
             )
         graph = json.loads(checkpoint.symbol.tojson())
         self.file, self.nodes, self.last = checkpoint.prefix + "-symbol.json", graph["nodes"], graph["heads"][0][0]

@@ -330,7 +330,7 @@ def render(options):
         else:
             print(f"{study.folder}: {NOTHING_TO_COMPARE}", file=sys.stderr)
     if not records:
-        raise InputError(str(skipped) if skipped else f"{options.output_dir}: {NOTHING_TO_COMPARE}")
+        raise InputError(str(skipped) if skipped else f"{options.output_dir}: no finished runs to show")
     drawn = []
     if options.render and options.readme:
         for record in records:
