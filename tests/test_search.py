@@ -179,6 +179,8 @@ def test_an_index_holds_the_descriptors_of_a_folder(prefix, photos, describe, tm
     assert paths == all_paths(photos)
     assert np.abs(vectors - by_hand(prefix, paths)).max() < 1e-5
     assert [item.label for item in items] == [os.path.basename(os.path.dirname(path)) for path in paths]
+    assert "labels" not in describe(photos, "-o", tmp_path / "i", "--class-folders").stderr
+    assert "had labels, which are dropped; --class-folders" in describe(photos, "-o", tmp_path / "i").stderr
 
 
 def test_only_what_changed_is_described_again(prefix, photos, describe, tmp_path):

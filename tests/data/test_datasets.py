@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cgd.data import datasets
+from cgd.data import datasets, flags
 from cgd.data.datasets import Class, Record
 from cgd.system.errors import InputError
 from conftest import BOXES, LIST, annotations_file
@@ -427,6 +427,14 @@ def test_a_k_larger_than_the_set_is_told():
 def test_queries_that_cannot_be_a_hit_are_counted():
     assert datasets.count_lonely(dataset_of([], [0, 0, 1, 2, 2, 2])) == 1
     assert datasets.count_lonely(dataset_of([], [0, 1, 1, 2], [0, 2])) == 2
+
+
+@pytest.mark.parametrize(
+    "test, gallery, told", [([0, 0], None, True), ([0], [0, 1], False), ([0, 0, 1, 1], None, False)]
+)
+def test_a_test_split_of_one_class_is_told(capsys, test, gallery, told):
+    flags.warn_of_lonely(dataset_of([], test, gallery))
+    assert ("has one class only: every recall is 1" in capsys.readouterr().err) == told
 
 
 def test_whole_pictures_have_no_boxes(files):
