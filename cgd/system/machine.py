@@ -65,6 +65,15 @@ def _cpu_quota(folder="/sys/fs/cgroup"):
     return 1e9
 
 
+def cpu_model(file="/proc/cpuinfo"):
+    """The name of the CPU, by Linux's list; "unknown" without one."""
+    try:
+        lines = Path(file).read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
 def computes_bfloat16(file="/proc/cpuinfo"):
     """Whether this CPU has instructions for bfloat16, by Linux's list. Without, oneDNN emulates them."""
     try:

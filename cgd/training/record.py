@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from cgd.data import datasets
+from cgd.system import machine
 from cgd.system.errors import InputError
 from cgd.system.files import replacing
 from cgd.training import recipes
@@ -113,6 +114,7 @@ def new(options, dataset, store):
         "tf32_allowed": environment.tf32_allowed(),
         "kvstore": options.kvstore,
         "workers": store.num_workers if store else 1,
+        "cpu": machine.cpu_model(),  # runs of one seed differ between machines
         "versions": environment.versions(),
         "git_commit": environment.git_commit(),
     }

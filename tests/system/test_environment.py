@@ -128,6 +128,12 @@ def test_a_containers_quota_counts(tmp_path, files, cores):
     assert machine._cpu_quota(str(tmp_path)) == cores
 
 
+def test_the_cpus_name_is_that_of_its_list(tmp_path):
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: A CPU @ 2: GHz\n\nmodel name\t: another\n")
+    assert machine.cpu_model(str(tmp_path / "cpuinfo")) == "A CPU @ 2: GHz"
+    assert machine.cpu_model(str(tmp_path / "missing")) == "unknown"
+
+
 def test_the_cpus_list_says_whether_it_computes_bfloat16(tmp_path):
     file = tmp_path / "cpuinfo"
     for flags, expected in (("avx512f avx512_bf16 xsaves", True), ("avx512f avx512_bf16_not", False)):
