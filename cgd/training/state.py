@@ -57,7 +57,7 @@ def restore(run):
         for part in run.folder.glob(".part-*"):  # half-written files of a killed process
             part.unlink()
     if not file.exists():
-        evaluations = log.read_text().count('"recall"')
+        evaluations = log.read_text().count('"recall"') if log.exists() else 0  # killed before it wrote a line
         if (run.folder / "last.json").exists() or evaluations > 1:  # after the first one, a kill may have come before
             hint = "train its checkpoint further by --pretrained-model, in a new folder"
             raise InputError(f"{file}: is gone, so this run cannot be resumed; {hint}")

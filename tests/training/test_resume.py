@@ -324,6 +324,14 @@ def test_a_run_whose_state_is_gone_is_not_begun_anew(copy, here):
     assert result.returncode == 0 and "from iteration 0" in result.stdout, result.stderr
 
 
+def test_a_run_that_was_killed_before_it_wrote_a_line_begins_anew(copy, here):
+    for file in Path(copy).iterdir():
+        if file.name != "arguments.json":
+            file.unlink()
+    result = here("train.py", "--resume", copy)
+    assert result.returncode == 0 and "from iteration 0" in result.stdout, result.stderr
+
+
 def test_initial_weights_cannot_be_exchanged_before_the_first_save(copy, here):
     Path(copy, "state.npz").unlink()
     result = here("train.py", "--resume", copy, "--backbone-params", "x.params")
