@@ -32,7 +32,7 @@ import networks  # noqa: E402
 from contestants import END_TO_END, INFERENCE, PICTURES, TRAINING  # noqa: E402
 
 from cgd.system import errors  # noqa: E402
-from cgd.system.machine import usable_cores  # noqa: E402
+from cgd.system.machine import cpu_model, usable_cores  # noqa: E402
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 PACKAGES = ("mxnet", "torch", "onnxruntime", "openvino", "nncf", "faiss-cpu", "numpy")
@@ -170,10 +170,9 @@ def _seconds(function):
 
 def cpu():
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
     known = [flag for flag in FLAGS if flag in flags]
-    return f"{model}, {usable_cores()} cores, {' '.join(known)}"
+    return f"{cpu_model()}, {usable_cores()} cores, {' '.join(known)}"
 
 
 def measure(what, titles, name, folder, rounds, limit):
